@@ -1,0 +1,1 @@
+"""What pipelines run on: the networks, where their weights come from, and the manager that shares them."""
