@@ -1,0 +1,272 @@
+"""Recipe of ``assets/weights/crossflow-lite``: text variational encoder and DiMR backbone, trained jointly.
+
+    python -m training.crossflow --data FOLDER [--steps N] [--continue-from assets/weights/crossflow-lite]
+
+Loss as in the paper: flow matching + image-text contrastive + KL (sixth power). Frozen: the sentence encoder and the
+image autoencoder, whose outputs are cached. The image tower of the contrastive loss reads latents and is thrown away.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from models.autoencoder import ImageAutoencoder, load_autoencoder
+from models.nets import flow_matching as fm
+from models.nets.crossflow import CrossFlow, CrossFlowConfig, StageConfig, load_crossflow
+from models.text_encoder import TextEncoder, load_text_encoder
+from pipelines.crossflow.styles import styled
+from training.captions import Captioned, draw_caption, recoloured_pictures
+from training.images import save_sheet, to_tensor
+from training.loop import STATE, Metrics, Schedule, shuffled_batches, train
+from training.pictures import Picture, Pictures, data_folder, load_pictures, verify_checksums
+from training.publish import checksum_of, publish_crossflow
+
+WEIGHTS = Path("assets/weights")
+SEED, BATCH = 23, 96
+NULL_SHARE = 0.1
+TIME_MEAN, TIME_DEVIATION = -0.6, 1.1
+KL_WEIGHT = 40 / 2048
+RECOLOURED_SHARE = 0.25
+CONFIG = CrossFlowConfig(
+    latent_channels=8,
+    latent_size=16,
+    tokens=24,
+    text_width=384,
+    compressed_width=None,
+    encoder_layers=3,
+    encoder_hidden=768,
+    encoder_heads=8,
+    encoder_head="linear",
+    stages=(
+        StageConfig("transformer", 8, 320, 640, 11, heads=5),
+        StageConfig("convnext", 16, 96, 192, 5),
+    ),
+)
+
+
+class PictureTower(nn.Module):
+    """Latents (B, C, 16, 16) -> (B, D) for the contrastive loss; plays the part of the paper's image encoder."""
+
+    def __init__(self, config: CrossFlowConfig) -> None:
+        super().__init__()
+        channels = (config.latent_channels, 64, 128, 256)
+        self.trunk = nn.Sequential()
+        for before, after in pairwise(channels):
+            self.trunk.extend([nn.Conv2d(before, after, 4, stride=2, padding=1), nn.GELU()])
+        self.fc1 = nn.Linear(1024, 512)
+        self.norm = nn.LayerNorm(512)
+        self.fc2 = nn.Linear(512, config.latent_elements)
+        self.log_scale = nn.Parameter(torch.tensor(np.log(1 / 0.07), dtype=torch.float32))
+
+    def forward(self, latents: Tensor) -> Tensor:
+        hidden = self.norm(nn.functional.gelu(self.fc1(self.trunk(latents).flatten(1))))
+        embedding: Tensor = self.fc2(hidden)
+        return embedding
+
+
+class Trainee(nn.Module):
+    def __init__(self, flow: CrossFlow) -> None:
+        super().__init__()
+        self.flow = flow
+        self.tower = PictureTower(flow.config)
+
+
+class CaptionStates:
+    """Token states of captions, computed once each and kept in float16."""
+
+    def __init__(self, encoder: TextEncoder, tokens: int) -> None:
+        self.encoder, self.tokens = encoder, tokens
+        self.known: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        missing = sorted({caption for caption in captions if caption not in self.known})
+        if missing:
+            encoded = self.encoder.encode(missing, self.tokens)
+            self.known |= {c: (s.half(), m) for c, s, m in zip(missing, encoded.states, encoded.mask, strict=True)}
+        states, masks = zip(*(self.known[caption] for caption in captions), strict=True)
+        return torch.stack([s.float() for s in states]), torch.stack(masks)
+
+
+def cached_latents(autoencoder: ImageAutoencoder, pixels: np.ndarray, path: Path) -> Tensor:
+    """Latents of ``pixels`` (N, 128, 128, 3), from ``path`` if it is there; (N, C, 16, 16) float16."""
+    if path.exists():
+        stored: Tensor = torch.load(path, weights_only=True)
+        return stored
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [autoencoder.encode(to_tensor(pixels[i : i + 64])).half() for i in range(0, len(pixels), 64)]
+    latents = torch.cat(parts)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(latents, path)
+    return latents
+
+
+def crossflow_loss(
+    model: Trainee, latents: Tensor, states: Tensor, mask: Tensor, same: Tensor
+) -> tuple[Tensor, Metrics]:
+    """One batch: ``latents`` (B, C, H, W), ``states`` (B, L, d), ``mask`` (B, L), ``same`` (B, B)."""
+    count = len(latents)
+    mean, log_variance = model.flow.encode_text(states, mask)
+    source = fm.sample_source(mean, log_variance, torch.randn_like(mean))
+    t = torch.sigmoid(TIME_MEAN + TIME_DEVIATION * torch.randn(count))
+    null = torch.rand(count) < NULL_SHARE
+    if null.sum() < 2:
+        null = torch.zeros(count, dtype=torch.bool)
+    target = fm.exchange_null_targets(latents, null)
+    predictions = model.flow(fm.interpolate(source, target, t), t, null)
+    flow = fm.flow_matching_loss(predictions, fm.velocity_target(source, target)).mean()
+    scale = model.tower.log_scale.exp().clamp(max=100)
+    contrastive = fm.contrastive_loss(model.tower(latents), source.flatten(1), scale, same)
+    kl = fm.kl_loss(mean, log_variance).mean()
+    metrics: Metrics = {
+        "flow": flow,
+        "contrastive": contrastive,
+        "kl": kl,
+        "mean_deviation": mean.std(),
+        "sigma": (0.5 * log_variance).exp().mean(),
+    }
+    return flow + contrastive + KL_WEIGHT * kl, metrics
+
+
+def optimizers_of(model: Trainee, lr: float) -> list[Optimizer]:
+    """Muon for the matrices inside blocks and layers, AdamW for the rest (arXiv 2502.16982: equal update sizes)."""
+    inside = [
+        parameter
+        for name, parameter in model.flow.named_parameters()
+        if parameter.ndim == 2
+        and any(part in name for part in (".blocks.", ".layers.", ".reduction_layers.", "skip_denses"))
+    ]
+    chosen = set(map(id, inside))
+    rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
+    muon = torch.optim.Muon(
+        [{"params": inside, "peak_lr": lr}], lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
+    )
+    adamw = torch.optim.AdamW([{"params": rest, "peak_lr": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    return [muon, adamw]
+
+
+@torch.no_grad()
+def sample_captions(
+    flow: CrossFlow, states: CaptionStates, captions: Sequence[str], *, steps: int, guidance_scale: float, seed: int
+) -> Tensor:
+    """Latents (B, C, H, W) of ``captions``, drawn with one noise per caption from ``seed``."""
+    mean, log_variance = flow.encode_text(*states(captions))
+    noise = torch.randn(mean.shape, generator=torch.Generator().manual_seed(seed))
+    return fm.euler_sample(flow, fm.sample_source(mean, log_variance, noise), steps, guidance_scale)
+
+
+def nearest_concepts(samples: Tensor, pixels: np.ndarray, concepts: Sequence[str]) -> list[list[str]]:
+    """For each decoded sample the concepts of the five nearest of ``pixels``, compared at 16x16."""
+
+    def small(pictures: Tensor) -> Tensor:
+        return nn.functional.avg_pool2d(pictures, 8).flatten(1)
+
+    known = torch.cat([small(to_tensor(pixels[i : i + 512])) for i in range(0, len(pixels), 512)])
+    nearest = torch.cdist(small(samples), known).topk(5, largest=False).indices
+    return [[concepts[i] for i in row] for row in nearest.tolist()]
+
+
+class Evaluation:
+    """Samples for seen captions, held-out pairs and held-out concepts: a sheet to look at, retrieval as a number."""
+
+    def __init__(
+        self, model: Trainee, pictures: Pictures, states: CaptionStates, autoencoder: ImageAutoencoder
+    ) -> None:
+        self.model, self.states, self.autoencoder = model, states, autoencoder
+        rng = np.random.default_rng(SEED)
+
+        def some(items: list[Picture], count: int) -> list[Picture]:
+            return [items[i] for i in rng.choice(len(items), count, replace=False)]
+
+        train_items = pictures.select("train")
+        self.items = [
+            *some(train_items, 48),
+            *some(pictures.select("heldout-pair"), 12),
+            *some(pictures.select("heldout-concept"), 12),
+        ]
+        self.pixels = pictures.pixels[[item.row for item in train_items]]
+        self.concepts = [item.concept for item in train_items]
+
+    def __call__(self, step: int) -> Metrics:
+        captions = [styled(item.concept, item.style) for item in self.items]
+        latents = [
+            sample_captions(self.model.flow, self.states, captions[i : i + 24], steps=16, guidance_scale=3.0, seed=i)
+            for i in range(0, len(captions), 24)
+        ]
+        decoded = torch.cat([self.autoencoder.decode(part) for part in latents])
+        save_sheet(decoded, STATE / "crossflow" / f"step{step}.png", columns=12)
+        found = nearest_concepts(decoded, self.pixels, self.concepts)
+        hits = [item.concept in names for item, names in zip(self.items, found, strict=True)]
+        return {
+            "nearest_top5_seen": float(np.mean(hits[:48])),
+            "nearest_top5_heldout_pair": float(np.mean(hits[48:60])),
+        }
+
+
+def training_pictures(pictures: Pictures) -> tuple[np.ndarray, list[Captioned], list[Captioned]]:
+    """Pixels of all pictures and recoloured copies; the original training items; the recoloured items."""
+    originals = [Captioned(item.row, item.concept, item.style, item.synonyms) for item in pictures.select("train")]
+    recoloured_pixels, recoloured = recoloured_pictures(pictures)
+    return np.concatenate([pictures.pixels, recoloured_pixels]), originals, recoloured
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="folder of the picture tables")
+    parser.add_argument("--steps", type=int, default=900)
+    parser.add_argument("--lr", type=float, default=1.5e-3)
+    parser.add_argument("--continue-from", type=Path, help="weights to go on from, with fresh optimizer state")
+    arguments = parser.parse_args()
+    folder = data_folder(arguments.data)
+    verify_checksums(folder)
+    pictures = load_pictures(folder)
+    autoencoder = load_autoencoder(WEIGHTS / "autoencoder-lite")
+    states = CaptionStates(load_text_encoder(WEIGHTS / "text-encoder-lite"), CONFIG.tokens)
+    pixels, originals, recoloured = training_pictures(pictures)
+    cache = STATE / "cache" / f"latents-{checksum_of(WEIGHTS / 'autoencoder-lite')[:12]}-{len(pixels)}.pt"
+    latents = cached_latents(autoencoder, pixels, cache)
+    print(f"{len(originals)} training pictures, {len(recoloured)} recoloured", flush=True)
+
+    torch.manual_seed(SEED)
+    model = Trainee(CrossFlow(CONFIG))
+    if arguments.continue_from:
+        model.flow.load_state_dict(load_crossflow(arguments.continue_from).state_dict())
+    evaluation = Evaluation(model, pictures, states, autoencoder)
+
+    def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
+        rng = np.random.default_rng((SEED, step))
+        items = [
+            recoloured[rng.integers(len(recoloured))] if rng.random() < RECOLOURED_SHARE else originals[i]
+            for i in indices
+        ]
+        captions = [draw_caption(item, rng) for item in items]
+        _, which = np.unique(captions, return_inverse=True)
+        same = torch.from_numpy(which[:, None] == which[None, :])
+        return crossflow_loss(model, latents[[item.row for item in items]].float(), *states(captions), same)
+
+    weights = train(
+        "crossflow",
+        model,
+        optimizers_of(model, arguments.lr),
+        Schedule(arguments.steps, warmup=60, cooldown=0.4),
+        lambda step: shuffled_batches(len(originals), BATCH, SEED, step),
+        loss_of,
+        evaluation,
+        seed=SEED,
+        ema_decay=0.998,
+        log_every=20,
+        evaluate_every=400,
+    )
+    model.load_state_dict(weights)
+    publish_crossflow(model.flow, WEIGHTS / "crossflow-lite")
+
+
+if __name__ == "__main__":
+    main()
