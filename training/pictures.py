@@ -81,17 +81,18 @@ def _tenth(key: str) -> bool:
 
 
 def verify_checksums(folder: Path) -> None:
-    """Refuse tables that are not the ones the shipped weights were trained on."""
+    """Say of each table whether it is the one that the shipped weights were trained on; end if one is missing.
+
+    A rebuild has rows that the shipped weights never saw, so another checksum is no fault, but another experiment.
+    """
     for name, expected in json.loads(CHECKSUMS.read_text()).items():
         path = folder / name
         if not path.is_file():
             raise SystemExit(f"{path} is missing: build it as training/README.md says.")
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != expected:
-            raise SystemExit(
-                f"{path} differs from the table of the shipped weights (sha256 {found[:12]}, expected {expected[:12]})."
-            )
+        same = "the table of the shipped weights" if found == expected else "NOT the table of the shipped weights"
+        print(f"{name}: {same} (sha256 {found[:12]})", flush=True)
 
 
 def load_pictures(folder: Path) -> Pictures:

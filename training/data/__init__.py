@@ -1,0 +1,1 @@
+"""Builds the training tables out of freely licensed packages: ``python -m training.data WORK OUT``."""
