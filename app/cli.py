@@ -1,0 +1,104 @@
+"""``python -m app``: serve the page, generate from a script, look at what there is.
+
+Exit codes: 0 done, 1 a fault of ours or a failed check of ``doctor``, 2 something that you can put right (one sentence
+says what), 130 stopped with Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from app.settings import Settings, load_settings
+from models.errors import UserError
+
+OUT_HELP = """a file, whose ending says what to make (an existing one is replaced; several results become OUT-1.png,
+OUT-2.png, ...), or a folder (results are named after the prompt and their content)"""
+SET_HELP = """settings of the pipeline, NAME=VALUE; a value is read as JSON if it is JSON, else as text
+(so the text 12 is written NAME='"12"')"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{message[:1].upper()}{message[1:]}. See: {self.prog} --help\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = vars(_parser().parse_args(argv))
+    command = arguments.pop("command")
+    overrides = {name: arguments.pop(name) for name in Settings.model_fields if name in arguments}
+    logging.basicConfig(level=logging.ERROR, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    for room in ("app", "pipelines", "models"):  # other people's libraries warn of what no user can change
+        logging.getLogger(room).setLevel(logging.WARNING)
+    try:
+        settings = load_settings(**overrides)
+        return _run(command, settings, argparse.Namespace(**arguments))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("Stopped.", file=sys.stderr)
+        return 130
+
+
+def _run(command: str, settings: Settings, arguments: argparse.Namespace) -> int:
+    from app import commands  # torch takes seconds to import: not before the arguments are known to be right
+    from app.studio import InternalError, reporting
+
+    chosen: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
+        "serve": commands.serve,
+        "generate": commands.generate,
+        "pipelines": commands.pipelines,
+        "models": commands.models,
+        "doctor": commands.examine,
+    }
+    try:
+        with reporting():
+            return chosen[command](settings, arguments)
+    except InternalError as error:
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="python -m app", description="Pictures and more from words, on your own machine.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=_Parser)
+
+    serve = commands.add_parser("serve", help="open the page")
+    every = list(Settings.model_fields)
+    _add_settings(serve, every)
+
+    generate = commands.add_parser("generate", help="make something from prompts and files")
+    generate.add_argument("prompts", nargs="*", metavar="PROMPT", help="texts; some pipelines take two")
+    generate.add_argument("--pipeline", metavar="NAME", help="by default chosen from the inputs and OUT's ending")
+    generate.add_argument("--input", nargs="+", action="extend", default=[], metavar="FILE", help="files to start from")
+    generate.add_argument("--set", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=SET_HELP)
+    generate.add_argument("--seed", type=int, metavar="N", help="same seed, same settings: same result")
+    generate.add_argument("-o", "--out", metavar="OUT", help=OUT_HELP)
+    generate.add_argument("--json", action="store_true", help="print a line of JSON with the provenance of each result")
+    generate.add_argument("--help-params", action="store_true", help="list the settings of --pipeline, or of all")
+    _add_settings(generate, ["profile", "device", "memory_budget_gb", "local_weights"])
+
+    pipelines = commands.add_parser("pipelines", help="list the pipelines and their settings")
+    pipelines.add_argument("names", nargs="*", metavar="NAME", help="only these")
+    models = commands.add_parser("models", help="list the models")
+    _add_settings(models, ["profile", "local_weights"])
+    doctor = commands.add_parser("doctor", help="say what works on this machine, and why not")
+    _add_settings(doctor, every)
+    for listing in (pipelines, models, doctor):
+        listing.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """A flag a setting. Values are checked by :class:`Settings`, like those of the environment."""
+    group = parser.add_argument_group("settings", "also read from the environment, SYNESTHETE_<NAME>, and from .env")
+    for name in names:
+        description = (Settings.model_fields[name].description or "").replace("%", "%%")
+        group.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=description)

@@ -1,0 +1,151 @@
+"""Which models there are in each profile: where their weights are, how they are built, how big they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from models.errors import UserError
+from models.sources import Bundled, Folder, Hub, Source
+
+Profile = Literal["lite", "full"]
+FLOAT32_BYTES = 4
+CROSSFLOW_FILE = "t2i_256px_clip_dimr.pth"
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """``load`` builds the model from a folder of files, in float32 on the CPU; ``licence`` is that of the weights.
+
+    ``bytes``: what it will take in memory, as far as can be told before it is loaded.
+    """
+
+    key: str
+    profile: Profile
+    source: Source
+    load: Callable[[Path], object]
+    licence: str
+    bytes: int
+
+
+def catalog(profile: Profile, local_weights: Mapping[str, Path] | None = None) -> dict[str, ModelSpec]:
+    """The models of a profile by key; those named in ``local_weights`` come from that folder instead.
+
+    Raises :class:`UserError` if ``local_weights`` names a model that is not in the profile.
+    """
+    specs = {spec.key: spec for spec in (_lite() if profile == "lite" else _full())}
+    for key, folder in (local_weights or {}).items():
+        if key not in specs:
+            raise UserError(
+                f"There is no model called {key[:60]!r} to load from '{folder}'.", f"There is: {', '.join(specs)}."
+            )
+        specs[key] = replace(specs[key], source=Folder(folder), bytes=bytes_in_memory(folder))
+    return specs
+
+
+def bytes_in_memory(folder: Path) -> int:
+    """Bytes of the folder's tensors held in float32, read from the files' headers; 0 for a folder without any."""
+    stored = sum(path.stat().st_size for pattern in ("*.pth", "*.bin") for path in folder.glob(pattern))
+    return stored + FLOAT32_BYTES * sum(_elements(path) for path in folder.glob("*.safetensors"))
+
+
+def _elements(path: Path) -> int:
+    """Tensor elements in a safetensors file; a damaged header counts as nothing, because the load will report it."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            return 0
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            return 0
+    return sum(prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+
+
+def _lite() -> list[ModelSpec]:
+    def spec(key: str, load: Callable[[Path], object]) -> ModelSpec:
+        source = Bundled(f"{key}-lite")
+        return ModelSpec(key, "lite", source, load, "Apache-2.0", bytes_in_memory(source.path))
+
+    return [
+        spec("text-encoder", _load_text_encoder),
+        spec("crossflow", _load_crossflow),
+        spec("autoencoder", _load_autoencoder),
+    ]
+
+
+def _full() -> list[ModelSpec]:
+    return [
+        ModelSpec(
+            key="text-encoder",
+            profile="full",
+            source=Hub(
+                "openai/clip-vit-large-patch14",
+                "32bd64288804d66eefd0ccbe215aa642df71cc41",
+                (
+                    "config.json",
+                    "model.safetensors",
+                    "tokenizer.json",
+                    "tokenizer_config.json",
+                    "special_tokens_map.json",
+                    "vocab.json",
+                    "merges.txt",
+                ),
+            ),
+            load=_load_text_encoder,
+            licence="MIT",
+            bytes=FLOAT32_BYTES * 123_060_480,
+        ),
+        ModelSpec(
+            key="crossflow",
+            profile="full",
+            # Its authors name no commit; the checksum in an artifact's provenance says which file it was.
+            source=Hub("QHL067/CrossFlow", "main", (CROSSFLOW_FILE,), "pretrained_models"),
+            load=_load_published_crossflow,
+            licence="for research; its authors name no licence",
+            bytes=FLOAT32_BYTES * 1_060_935_402,
+        ),
+        ModelSpec(
+            key="autoencoder",
+            profile="full",
+            source=Hub(
+                "stabilityai/sd-vae-ft-ema",
+                "f04b2c4b98319346dad8c65879f680b1997b204a",
+                ("config.json", "diffusion_pytorch_model.safetensors"),
+            ),
+            load=_load_autoencoder,
+            licence="MIT",
+            bytes=FLOAT32_BYTES * 83_653_863,
+        ),
+    ]
+
+
+# The loaders' modules import transformers and diffusers, which takes seconds: only when a model is really loaded.
+
+
+def _load_text_encoder(folder: Path) -> object:
+    from models.text_encoder import load_text_encoder
+
+    return load_text_encoder(folder)
+
+
+def _load_crossflow(folder: Path) -> object:
+    from models.nets.crossflow import load_crossflow
+
+    return load_crossflow(folder)
+
+
+def _load_published_crossflow(folder: Path) -> object:
+    from models.nets.crossflow import load_published, published_config
+
+    return load_published(folder / CROSSFLOW_FILE, published_config(256, "clip"))
+
+
+def _load_autoencoder(folder: Path) -> object:
+    from models.autoencoder import load_autoencoder
+
+    return load_autoencoder(folder)

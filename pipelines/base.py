@@ -1,0 +1,192 @@
+"""What a pipeline is: one declaration (name, routes, params, models) and a ``run`` that yields events.
+
+UI controls, command-line flags, batch columns, the controller's schema and the docs table are all derived from the
+declaration. A third party adds a pipeline with an entry point in the group ``synesthete.pipelines``.
+"""
+
+from __future__ import annotations
+
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from models.errors import Cancelled, UserError
+from models.records import ModelRecord
+from pipelines.media import Artifact, Image, Provenance, Text
+
+MAX_SEED = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class Route:
+    """Media in, medium out, by :attr:`Artifact.medium` names: ``Route(("text",), "image")``."""
+
+    inputs: tuple[str, ...]
+    output: str
+
+
+class Params(BaseModel):
+    """A pipeline's settings. Each field has a default, bounds and a ``description``: they are the controls' labels.
+
+    ``json_schema_extra={"advanced": True}`` on a field moves its control into the folded part of the page.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seed: int = Field(0, ge=0, le=MAX_SEED, description="Same seed, same settings: same result.")
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``step`` of ``total`` is done. ``preview`` shows what has come of the sampling so far."""
+
+    step: int
+    total: int
+    message: str
+    preview: Image | None = None
+
+
+@dataclass(frozen=True)
+class Produced:
+    artifact: Artifact
+
+
+Event = Progress | Produced
+
+
+class Lender(Protocol):
+    """What a pipeline needs of the model manager.
+
+    ``device`` and ``dtype`` are where and in what precision leased models compute: wrap forwards in :func:`precision`.
+    """
+
+    device: torch.device
+    dtype: torch.dtype
+
+    def lease(
+        self, key: str, on_progress: Callable[[float, str], None] | None = None
+    ) -> AbstractContextManager[Any]: ...
+
+    def record(self, key: str) -> ModelRecord: ...
+
+
+@dataclass
+class Runtime:
+    """What a run is given beside inputs and params: models by lease, and the wish to stop."""
+
+    models: Lender
+    cancelled: threading.Event = field(default_factory=threading.Event)
+
+    def raise_if_cancelled(self) -> None:
+        """Raises :class:`Cancelled`; called between denoising steps."""
+        if self.cancelled.is_set():
+            raise Cancelled
+
+
+def precision(models: Lender) -> torch.autocast:
+    """The autocast context in which the lender's models compute; a no-op in float32."""
+    return torch.autocast(models.device.type, models.dtype, enabled=models.dtype != torch.float32)
+
+
+class Pipeline(ABC):
+    """One generation system."""
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    summary: ClassVar[str]
+    routes: ClassVar[tuple[Route, ...]]
+    params_type: ClassVar[type[Params]]
+    models: ClassVar[tuple[str, ...]]
+
+    @abstractmethod
+    def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+        """Run many inputs with equal params, micro-batched. Artifacts come in the order of ``inputs``.
+
+        Raises :class:`UserError` for inputs it cannot use, :class:`Cancelled` when the runtime says stop.
+        """
+
+    def run(self, inputs: Sequence[Artifact], params: Params, runtime: Runtime) -> Iterator[Event]:
+        """A batch of one."""
+        return self.run_batch([inputs], params, runtime)
+
+    def parse_params(self, values: dict[str, Any]) -> Params:
+        """``values`` checked against the bounds; raises :class:`UserError` naming the first field that is wrong."""
+        try:
+            return self.params_type.model_validate(values)
+        except ValidationError as error:
+            raise UserError(*_explain(self, error)) from None
+
+    def accepts(self, inputs: Sequence[str], output: str | None = None) -> bool:
+        """Whether some route goes from these media to ``output`` (to anything, if ``None``)."""
+        return any(sorted(route.inputs) == sorted(inputs) and output in (None, route.output) for route in self.routes)
+
+
+def _explain(pipeline: Pipeline, error: ValidationError) -> tuple[str, str]:
+    first = error.errors()[0]
+    location = tuple(map(str, first["loc"])) or ("the settings",)
+    fields = pipeline.params_type.model_fields
+    if first["type"] == "extra_forbidden":
+        return f"{pipeline.title} has no setting called '{location[0][:60]}'.", f"It has: {', '.join(fields)}."
+    message = first["msg"].removeprefix("Value error, ")
+    shown = str(first["input"])
+    shown = shown if len(shown) <= 40 else shown[:40] + "…"
+    field = fields.get(location[0])
+    hint = f"Its meaning: {field.description}" if field else ""
+    return f"'{'.'.join(location)}' cannot be {shown!r}: {message[0].lower()}{message[1:]}.", hint
+
+
+VERSION = "0.1.0"
+
+
+def provenance(
+    pipeline: Pipeline, inputs: Sequence[Artifact], params: Params, lender: Lender, index: int = 0
+) -> Provenance:
+    """The provenance of the artifact number ``index`` of a run."""
+    return Provenance(
+        pipeline=pipeline.name,
+        inputs=tuple(_described(item) for item in inputs),
+        params=params.model_dump(mode="json", exclude={"seed"}),
+        seed=params.seed,
+        parents=tuple(item.content_hash() for item in inputs if not isinstance(item, Text)),
+        models=tuple(lender.record(key) for key in pipeline.models),
+        index=index,
+        version=VERSION,
+    )
+
+
+def _described(item: Artifact) -> dict[str, str]:
+    if isinstance(item, Text):
+        return {"medium": item.medium, "text": item.text}
+    return {"medium": item.medium, "hash": item.content_hash()}
+
+
+class Registry:
+    """The pipelines that exist: the built-in ones and those of installed entry points, by name."""
+
+    def __init__(self, pipelines: Sequence[Pipeline]) -> None:
+        self._pipelines = {pipeline.name: pipeline for pipeline in pipelines}
+
+    def __iter__(self) -> Iterator[Pipeline]:
+        return iter(self._pipelines.values())
+
+    def get(self, name: str) -> Pipeline:
+        if name not in self._pipelines:
+            raise UserError(
+                f"There is no pipeline called {name[:60]!r}.", f"Choose one of: {', '.join(self._pipelines)}."
+            )
+        return self._pipelines[name]
+
+
+def installed_registry() -> Registry:
+    """The built-in pipelines, then those that installed packages offer."""
+    from pipelines.crossflow.pipeline import CrossFlow, CrossFlowMorph
+
+    third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
+    return Registry([CrossFlow(), CrossFlowMorph(), *third_party])

@@ -1,0 +1,1 @@
+"""CrossFlow: text evolves into a picture (arXiv 2412.15213)."""

@@ -1,0 +1,49 @@
+"""Shared fixtures: a Studio over the tiny pipelines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from app.settings import Settings
+from app.studio import Studio
+from models.catalog import ModelSpec, bytes_in_memory
+from models.manager import ModelManager
+from models.sources import Folder
+from pipelines.base import Registry
+from tests.tiny import Blend, Hum, Paint, Painter, load_painter, write_sums
+
+
+@pytest.fixture(scope="session")
+def painter_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("painter")
+    torch.manual_seed(0)
+    save_file(Painter().state_dict(), folder / "model.safetensors")
+    (folder / "config.json").write_text("{}")
+    write_sums(folder)
+    return folder
+
+
+@pytest.fixture
+def tiny_specs(painter_folder: Path) -> dict[str, ModelSpec]:
+    size = bytes_in_memory(painter_folder)
+    return {"painter": ModelSpec("painter", "lite", Folder(painter_folder), load_painter, "Apache-2.0", size)}
+
+
+@pytest.fixture
+def tiny_registry() -> Registry:
+    return Registry([Paint(), Blend(), Hum()])
+
+
+@pytest.fixture
+def tiny_settings(tmp_path: Path) -> Settings:
+    return Settings(output_folder=tmp_path / "outputs", _env_file=None)  # type: ignore[call-arg]
+
+
+@pytest.fixture
+def tiny_studio(tiny_settings: Settings, tiny_registry: Registry, tiny_specs: dict[str, ModelSpec]) -> Studio:
+    manager = ModelManager(tiny_specs, torch.device("cpu"), budget_bytes=10_000_000)
+    return Studio(tiny_settings, tiny_registry, manager)
