@@ -1,0 +1,300 @@
+"""The gallery: an SQLite index over content-addressed files, safe against kill -9 and a second process.
+
+A file is announced in the table ``pending`` before it exists and struck off in the transaction that adds its entry.
+So what a killed process leaves behind is known by name, :meth:`Library.sweep` removes just that (and old temporary
+files), and whole files that the index knows nothing of, say because it was lost, are never touched.
+"""
+
+from __future__ import annotations
+
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from models.errors import UserError
+from pipelines.artifact import digest, sidecar_path
+from pipelines.atomic import TEMPORARY_SUFFIX, plain_folder_errors, write_atomically
+from pipelines.media import Artifact, Provenance, load_artifact
+
+INDEX_NAME = "library.sqlite"
+BUSY_SECONDS = 30.0
+SWEEP_AGE_SECONDS = 3600.0
+MAX_TITLE = 200
+
+_VERSION = 1
+_SCHEMA = """
+CREATE TABLE entries (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    medium TEXT NOT NULL,
+    file TEXT NOT NULL,             -- relative to the library's folder
+    title TEXT NOT NULL,
+    created TEXT NOT NULL,          -- ISO 8601, UTC
+    content_hash TEXT NOT NULL,
+    provenance TEXT NOT NULL,       -- JSON
+    size_bytes INTEGER NOT NULL,
+    words TEXT NOT NULL             -- what a search looks in, case-folded
+);
+CREATE INDEX entries_by_file ON entries (file);
+CREATE INDEX entries_by_content ON entries (content_hash);
+CREATE TABLE pending (file TEXT PRIMARY KEY, since REAL NOT NULL);
+"""
+_COLUMNS = "id, medium, file, title, created, content_hash, provenance, size_bytes"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One artifact in the gallery. ``content_hash`` is that of the artifact when it was added."""
+
+    id: str
+    medium: str
+    path: Path
+    title: str
+    created: datetime
+    content_hash: str
+    provenance: Provenance
+    size_bytes: int
+
+    @property
+    def missing(self) -> bool:
+        """Whether somebody deleted the file behind the gallery's back."""
+        return not self.path.is_file()
+
+
+class Library:
+    """The artifacts in ``folder``. Threads and processes may share it.
+
+    Every method raises :class:`UserError` where the folder is read-only or full, or the index is damaged or in use.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self._lock = threading.RLock()
+        with plain_folder_errors(self.folder / INDEX_NAME):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        with self._plain_errors():
+            self._connection = _connect(self.folder / INDEX_NAME)
+        self.sweep()
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+    def add(self, artifact: Artifact, title: str) -> Entry:
+        """Store ``artifact``, which must have its provenance, in its medium's first format."""
+        if artifact.provenance is None:
+            raise ValueError("an artifact without provenance cannot be in the library")
+        suffix = artifact.suffixes[0]
+        data = artifact.encode(suffix)
+        content_hash = artifact.content_hash()
+        name = digest(content_hash, artifact.provenance.to_json())
+        file = f"files/{name[:2]}/{name}{suffix}"
+        entry = Entry(
+            id=secrets.token_hex(8),
+            medium=artifact.medium,
+            path=self.folder / file,
+            title=_clean_title(title),
+            created=datetime.now(UTC),
+            content_hash=content_hash,
+            provenance=artifact.provenance,
+            size_bytes=len(data),
+        )
+        with self._transaction() as connection:
+            _announce(connection, file)
+        with self._transaction() as connection:
+            # The write lock keeps another process from removing the same content between file and entry.
+            if not (entry.path.is_file() and sidecar_path(entry.path).is_file()):
+                with plain_folder_errors(entry.path):
+                    entry.path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(sidecar_path(entry.path), artifact.sidecar(data))
+                write_atomically(entry.path, data)
+            _insert(connection, entry, file)
+            connection.execute("DELETE FROM pending WHERE file = ?", (file,))
+        return entry
+
+    def entries(
+        self, limit: int = 60, before: str | None = None, search: str | None = None, medium: str | None = None
+    ) -> list[Entry]:
+        """At most ``limit`` entries, newest first; those older than the entry ``before``.
+
+        ``search``: words that all occur in the title or the prompt, in any case.
+        """
+        conditions, values = ["1"], []
+        if before is not None:
+            self.get(before)
+            conditions.append("position < (SELECT position FROM entries WHERE id = ?)")
+            values.append(before)
+        if medium is not None:
+            conditions.append("medium = ?")
+            values.append(medium)
+        for word in (search or "").casefold().split():
+            conditions.append("instr(words, ?)")
+            values.append(word)
+        query = f"SELECT {_COLUMNS} FROM entries WHERE {' AND '.join(conditions)} ORDER BY position DESC LIMIT ?"
+        return [self._entry(row) for row in self._fetch(query, *values, limit)]
+
+    def get(self, id: str) -> Entry:
+        """Raises :class:`UserError` for an unknown id."""
+        rows = self._fetch(f"SELECT {_COLUMNS} FROM entries WHERE id = ?", id)
+        if not rows:
+            raise UserError("This is not in the gallery any more.", "Reload the gallery.")
+        return self._entry(rows[0])
+
+    def load(self, id: str) -> Artifact:
+        """Raises :class:`UserError` for an unknown id, and for a file that was deleted or damaged by hand."""
+        entry = self.get(id)
+        if entry.missing:
+            raise UserError(f"The file of '{entry.title}' was deleted.", "Remove it here too, or make it again.")
+        return load_artifact(entry.path).with_provenance(entry.provenance)
+
+    def load_by_hash(self, content_hash: str) -> Artifact:
+        """The newest artifact that was added with this :attr:`Entry.content_hash`; raises as :meth:`load`."""
+        rows = self._fetch("SELECT id FROM entries WHERE content_hash = ? ORDER BY position DESC LIMIT 1", content_hash)
+        if not rows:
+            raise UserError("What this was made from is not in the gallery any more.", "Attach it again.")
+        return self.load(rows[0][0])
+
+    def remove(self, id: str) -> None:
+        """Forget the entry, and delete its file unless another entry has the same. Raises as :meth:`get`."""
+        self.get(id)
+        with self._transaction() as connection:
+            rows = connection.execute("DELETE FROM entries WHERE id = ? RETURNING file", (id,)).fetchall()
+            for (file,) in rows:
+                _announce(connection, file)
+        for (file,) in rows:
+            self._settle(file)
+
+    def count(self) -> int:
+        return int(self._fetch("SELECT count(*) FROM entries")[0][0])
+
+    def sweep(self, older_than: float = SWEEP_AGE_SECONDS) -> None:
+        """Delete what processes killed more than ``older_than`` seconds ago left half done. Runs at opening."""
+        limit = time.time() - older_than
+        for (file,) in self._fetch("SELECT file FROM pending WHERE since < ?", limit):
+            self._settle(file)
+        with plain_folder_errors(self.folder / INDEX_NAME):
+            for temporary in self.folder.glob(f"files/*/.*{TEMPORARY_SUFFIX}"):
+                if _age(temporary) > older_than:
+                    temporary.unlink(missing_ok=True)
+
+    def _settle(self, file: str) -> None:
+        """Delete ``file`` unless an entry has it, then strike it off the pending ones."""
+        with self._transaction() as connection:
+            if not connection.execute("SELECT 1 FROM entries WHERE file = ?", (file,)).fetchone():
+                path = self.folder / file
+                with plain_folder_errors(path):
+                    path.unlink(missing_ok=True)
+                    sidecar_path(path).unlink(missing_ok=True)
+            connection.execute("DELETE FROM pending WHERE file = ?", (file,))
+
+    def _entry(self, row: tuple[str, str, str, str, str, str, str, int]) -> Entry:
+        id, medium, file, title, created, content_hash, provenance, size_bytes = row
+        return Entry(
+            id=id,
+            medium=medium,
+            path=self.folder / file,
+            title=title,
+            created=datetime.fromisoformat(created),
+            content_hash=content_hash,
+            provenance=Provenance.from_json(provenance),
+            size_bytes=size_bytes,
+        )
+
+    def _fetch(self, query: str, *values: str | int | float) -> list[tuple]:
+        with self._lock, self._plain_errors():
+            return self._connection.execute(query, values).fetchall()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        """The write lock of all processes, and one commit, or none if anything is raised."""
+        with self._lock, self._plain_errors():
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._connection
+                self._connection.execute("COMMIT")
+            except BaseException:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    @contextmanager
+    def _plain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            explained = _explain(error, self.folder)
+            if explained is None:
+                raise
+            raise explained from error
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+    try:
+        _prepare(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("BEGIN IMMEDIATE")
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    if version == 0:
+        for statement in filter(str.strip, _SCHEMA.split(";")):
+            connection.execute(statement)
+        connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute("COMMIT")
+    if version > _VERSION:
+        raise UserError("This gallery belongs to a newer version of Synesthete.", "Update, or choose another folder.")
+
+
+def _announce(connection: sqlite3.Connection, file: str) -> None:
+    connection.execute("INSERT OR REPLACE INTO pending VALUES (?, ?)", (file, time.time()))
+
+
+def _insert(connection: sqlite3.Connection, entry: Entry, file: str) -> None:
+    texts = [str(given["text"]) for given in entry.provenance.inputs if "text" in given]
+    words = " ".join([entry.title, *texts]).casefold()
+    created = entry.created.isoformat()
+    provenance = entry.provenance.to_json()
+    values = (entry.id, entry.medium, file, entry.title, created, entry.content_hash, provenance, entry.size_bytes)
+    connection.execute(f"INSERT INTO entries ({_COLUMNS}, words) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, words))
+
+
+def _age(path: Path) -> float:
+    """Seconds since ``path`` was written; 0 if another process has just renamed or deleted it."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
+def _clean_title(title: str) -> str:
+    """One line of characters that a database and a page can show."""
+    line = " ".join(title.replace("\0", " ").split())
+    return line.encode("utf-8", "replace").decode()[:MAX_TITLE]
+
+
+def _explain(error: sqlite3.Error, folder: Path) -> UserError | None:
+    code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+    if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+        hint = f"Move it elsewhere and start again: the gallery is then empty, and your files stay in '{folder}/files'."
+        return UserError(f"The gallery's index '{folder / INDEX_NAME}' is damaged.", hint)
+    if code in (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM):
+        return UserError(f"Nothing can be written in the folder '{folder}'.", "Choose a folder that you may write to.")
+    if code == sqlite3.SQLITE_FULL:
+        return UserError(f"There is no space left in '{folder}'.", "Free some space first.")
+    if code == sqlite3.SQLITE_IOERR:
+        return UserError(f"The disk of '{folder}' cannot be read or written.", "Check the disk and its free space.")
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return UserError(f"Another program is using the gallery in '{folder}'.", "Close it, or try again later.")
+    return None

@@ -1,0 +1,283 @@
+"""What flows between pipelines: typed immutable artifacts, each saved in the ordinary file format of its medium.
+
+A file carries its provenance where its format has room for it, and always a JSON sidecar beside it
+(``apple.png.json``). Saving the same artifact twice gives the same bytes, except in ``.ogg``, whose stream gets a
+random serial number, and ``.mp4``, whose encoders are not exact to the last bit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from models.errors import UserError
+from models.records import ModelRecord
+from pipelines.artifact import Artifact, Provenance, digest, freeze, load_as, provenance_of, set_array, suffix_of
+from pipelines.formats.audio import decode_audio, encode_audio
+from pipelines.formats.image import decode_animation, decode_image, encode_animation, encode_image, is_animation
+from pipelines.formats.mesh import decode_mesh, encode_mesh
+from pipelines.formats.scan import decode_scan, encode_scan
+from pipelines.formats.video import decode_video, encode_video
+
+__all__ = [
+    "MEDIA",
+    "Artifact",
+    "Audio",
+    "BrainScan",
+    "Image",
+    "Mesh",
+    "ModelRecord",
+    "Provenance",
+    "Text",
+    "Video",
+    "load_artifact",
+    "medium_of_suffix",
+]
+
+MAX_CHARACTERS = 1_000_000
+MAX_SAMPLE_RATE = 384_000
+MAX_FRAME_RATE = 240.0
+
+
+@dataclass(frozen=True, eq=False)
+class Text(Artifact):
+    """Plain text, at most a million characters, none of them NUL.
+
+    ``.txt`` in UTF-8, with the provenance in the sidecar only. An empty text cannot be saved.
+    """
+
+    medium = "text"
+    suffixes = (".txt",)
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.text, str):
+            raise TypeError(f"a text must be a str, not {type(self.text).__name__}")
+        # A byte order mark is how some editors begin a file, no part of what was written.
+        object.__setattr__(self, "text", self.text.lstrip("\ufeff"))
+        if len(self.text) > MAX_CHARACTERS:
+            raise UserError(f"The text is longer than {MAX_CHARACTERS:,} characters.", "Use a shorter one.")
+        if "\0" in self.text or any("\ud800" <= character <= "\udfff" for character in self.text):
+            raise UserError("The text has characters that are not text.", "Type it again, or save it as UTF-8.")
+
+    def content_hash(self) -> str:
+        return digest(self.medium, self.text)
+
+    def encode(self, suffix: str) -> bytes:
+        if not self.text:
+            raise UserError("The text is empty.", "Write a few words.")
+        return self.text.encode()
+
+    @classmethod
+    def decode(cls, data: bytes, suffix: str) -> Self:
+        return cls(data.decode())
+
+
+@dataclass(frozen=True, eq=False)
+class Image(Artifact):
+    """``pixels``: (H, W, 3) uint8, sRGB. ``.png`` and ``.webp`` are lossless, ``.jpg`` is not.
+
+    Loading turns a photo upright (EXIF), lays transparency on white and brings every colour mode to 8-bit RGB.
+    """
+
+    medium = "image"
+    suffixes = (".png", ".webp", ".jpg", ".jpeg")
+
+    pixels: np.ndarray
+
+    def __post_init__(self) -> None:
+        set_array(self, "pixels", np.uint8, (None, None, 3))
+
+    def content_hash(self) -> str:
+        return digest(self.medium, self.pixels)
+
+    def encode(self, suffix: str) -> bytes:
+        return encode_image(self.pixels, suffix, self.note())
+
+    @classmethod
+    def decode(cls, data: bytes, suffix: str) -> Self:
+        pixels, note = decode_image(data)
+        return cls(pixels, provenance=provenance_of(note))
+
+
+@dataclass(frozen=True, eq=False)
+class Audio(Artifact):
+    """``samples``: (channels, N) float32 in [-1, 1]; ``sample_rate`` in Hz. ``.wav`` and ``.flac`` are lossless.
+
+    Samples are rounded to the 24-bit steps that those files hold (2**-23, below -138 dB), so a file gives back
+    exactly these samples. Loading clips what other programs left outside the range.
+    """
+
+    medium = "audio"
+    suffixes = (".wav", ".flac", ".ogg")
+
+    samples: np.ndarray
+    sample_rate: int
+
+    def __post_init__(self) -> None:
+        set_array(self, "samples", np.float32, (None, None))
+        if not isinstance(self.sample_rate, int) or not 1 <= self.sample_rate <= MAX_SAMPLE_RATE:
+            raise UserError(f"A sample rate of {self.sample_rate} Hz is not possible.", "Use 8000 to 48000 Hz.")
+        if np.abs(self.samples).max() > 1:
+            raise UserError("The sound has samples outside [-1, 1].", "Scale it down.")
+        steps = np.clip(np.rint(self.samples * np.float32(2**23)), -(2**23), 2**23 - 1)
+        freeze(self, "samples", steps / np.float32(2**23) + np.float32(0))  # no -0.0: files do not have it
+
+    @property
+    def duration(self) -> float:
+        """Seconds."""
+        return self.samples.shape[1] / self.sample_rate
+
+    def content_hash(self) -> str:
+        return digest(self.medium, self.samples, str(self.sample_rate))
+
+    def encode(self, suffix: str) -> bytes:
+        return encode_audio(self.samples, self.sample_rate, suffix, self.note())
+
+    @classmethod
+    def decode(cls, data: bytes, suffix: str) -> Self:
+        samples, sample_rate, note = decode_audio(data)
+        return cls(samples, sample_rate, provenance=provenance_of(note))
+
+
+@dataclass(frozen=True, eq=False)
+class Video(Artifact):
+    """``frames``: (T, H, W, 3) uint8, sRGB; ``frame_rate`` in Hz; ``audio``: its sound.
+
+    ``.mp4`` is H.264 with AAC: lossy, and an odd height or width gets one more row or column of the same colours.
+    ``.webp`` is an animation with lossless frames and no sound.
+    """
+
+    medium = "video"
+    suffixes = (".mp4", ".webp")
+
+    frames: np.ndarray
+    frame_rate: float
+    audio: Audio | None = None
+
+    def __post_init__(self) -> None:
+        set_array(self, "frames", np.uint8, (None, None, None, 3))
+        if not math.isfinite(self.frame_rate) or not 0 < self.frame_rate <= MAX_FRAME_RATE:
+            raise UserError(f"A frame rate of {self.frame_rate} Hz is not possible.", "Use 1 to 60 Hz.")
+
+    def content_hash(self) -> str:
+        sound = self.audio.content_hash() if self.audio else ""
+        return digest(self.medium, self.frames, repr(float(self.frame_rate)), sound)
+
+    def encode(self, suffix: str) -> bytes:
+        if suffix == ".webp":
+            return encode_animation(self.frames, self.frame_rate, self.note())
+        sound = (self.audio.samples, self.audio.sample_rate) if self.audio else None
+        return encode_video(self.frames, self.frame_rate, sound, self.note())
+
+    @classmethod
+    def decode(cls, data: bytes, suffix: str) -> Self:
+        if suffix == ".webp":
+            frames, frame_rate, note = decode_animation(data)
+            return cls(frames, frame_rate, provenance=provenance_of(note))
+        frames, frame_rate, sound, note = decode_video(data)
+        audio = Audio(*sound) if sound else None
+        return cls(frames, frame_rate, audio, provenance=provenance_of(note))
+
+
+@dataclass(frozen=True, eq=False)
+class Mesh(Artifact):
+    """``vertices``: (V, 3) float32, metres, Y up; ``faces``: (F, 3) int32; ``vertex_colors``: (V, 3) uint8.
+
+    ``.glb`` and ``.ply`` are lossless, ``.obj`` keeps 10 decimals. ``.obj`` and ``.ply`` have their provenance in the
+    sidecar only. Loading puts all parts of a file together, and leaves out textures.
+    """
+
+    medium = "mesh"
+    suffixes = (".glb", ".obj", ".ply")
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    vertex_colors: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        set_array(self, "vertices", np.float32, (None, 3))
+        set_array(self, "faces", np.int32, (None, 3))
+        if self.faces.min() < 0 or self.faces.max() >= len(self.vertices):
+            raise UserError("The 3-D object has faces whose corners do not exist.", "Export it again.")
+        if self.vertex_colors is not None:
+            set_array(self, "vertex_colors", np.uint8, (len(self.vertices), 3))
+
+    def content_hash(self) -> str:
+        return digest(self.medium, self.vertices, self.faces, self.vertex_colors)
+
+    def encode(self, suffix: str) -> bytes:
+        return encode_mesh(self.vertices, self.faces, self.vertex_colors, suffix, self.note())
+
+    @classmethod
+    def decode(cls, data: bytes, suffix: str) -> Self:
+        vertices, faces, vertex_colors, note = decode_mesh(data, suffix)
+        return cls(vertices, faces, vertex_colors, provenance=provenance_of(note))
+
+
+@dataclass(frozen=True, eq=False)
+class BrainScan(Artifact):
+    """``values``: float32, 1 to 4 axes (voxels, or X Y Z and time); ``space``: what they index; ``subject``: whose.
+
+    All formats are lossless; a NIfTI file holds at most 32767 values along an axis. Loading a scan of another program
+    gives ``"unknown"`` for what its file does not say.
+    """
+
+    medium = "scan"
+    suffixes = (".nii.gz", ".nii", ".npz")
+
+    values: np.ndarray
+    space: str
+    subject: str
+
+    def __post_init__(self) -> None:
+        set_array(self, "values", np.float32, (None,) * max(1, min(4, np.ndim(self.values))))
+
+    def content_hash(self) -> str:
+        return digest(self.medium, self.values, self.space, self.subject)
+
+    def encode(self, suffix: str) -> bytes:
+        return encode_scan(self.values, self.space, self.subject, suffix, self.note())
+
+    @classmethod
+    def decode(cls, data: bytes, suffix: str) -> Self:
+        values, space, subject, note = decode_scan(data, suffix)
+        return cls(values, space, subject, provenance=provenance_of(note))
+
+
+MEDIA: tuple[type[Artifact], ...] = (Text, Image, Audio, Video, Mesh, BrainScan)
+
+
+def medium_of_suffix(suffix: str) -> str:
+    """The medium of files that end so: ``".png"`` gives ``"image"``, and so does ``".webp"`` (it may be a video too).
+
+    Raises :class:`UserError` for a suffix of no medium.
+    """
+    return _type_of_suffix(suffix.lower()).medium
+
+
+def load_artifact(path: Path | str) -> Artifact:
+    """Read any supported file; what it is follows from its suffix. An animated ``.webp`` is a video.
+
+    Raises :class:`UserError` for a missing, empty, too large, damaged or unsupported file.
+    """
+    path = Path(path)
+    known = [suffix for medium in MEDIA for suffix in medium.suffixes]
+    suffix = suffix_of(path, known) or path.suffix.lower()
+    kind = _type_of_suffix(suffix)
+    if suffix == ".webp":
+        return load_as(path, suffix, lambda data: Video if is_animation(data) else Image)
+    return kind.load(path)
+
+
+def _type_of_suffix(suffix: str) -> type[Artifact]:
+    for kind in MEDIA:
+        if suffix in kind.suffixes:
+            return kind
+    known = ", ".join(suffix for kind in MEDIA for suffix in kind.suffixes)
+    raise UserError(f"Files that end in '{suffix[:20]}' are not supported.", f"Supported are: {known}.")
