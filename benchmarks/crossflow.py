@@ -131,7 +131,7 @@ def hue_is_right(pixels: np.ndarray, colour: str) -> bool:
     hue = dominant_hue(pixels)
     if hue is None:
         return False
-    nearest = min(HUES, key=lambda name: float(hue_distance(np.float32(hue), HUES[name])))
+    nearest = min(HUES, key=lambda name: float(hue_distance(hue, HUES[name])))
     return abs(HUES[nearest] - HUES[colour]) <= 5
 
 

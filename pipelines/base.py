@@ -104,6 +104,7 @@ class Pipeline(ABC):
     routes: ClassVar[tuple[Route, ...]]
     params_type: ClassVar[type[Params]]
     models: ClassVar[tuple[str, ...]]
+    examples: ClassVar[tuple[tuple[str, ...], ...]] = ()  # texts of the inputs, to click on
 
     @abstractmethod
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:

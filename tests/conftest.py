@@ -40,7 +40,7 @@ def tiny_registry() -> Registry:
 
 @pytest.fixture
 def tiny_settings(tmp_path: Path) -> Settings:
-    return Settings(output_folder=tmp_path / "outputs", _env_file=None)  # type: ignore[call-arg]
+    return Settings(output_folder=tmp_path / "outputs", _env_file=None)
 
 
 @pytest.fixture

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,7 @@ def test_recolouring_reaches_the_hue_and_leaves_the_rest(colour: str, rgb: tuple
     assert hue is not None
     after = recolour(before, hue, COLOURS[colour])
     found = dominant_hue(after)
-    assert found is not None and hue_distance(np.float32(found), COLOURS[colour].hue) < 15
+    assert found is not None and hue_distance(found, COLOURS[colour].hue) < 15
     assert np.array_equal(after[0, 0], [255, 255, 255]) and np.array_equal(after[32, 32], [0, 0, 0])
 
 
@@ -83,14 +84,14 @@ def test_recoloured_names(concept: str, expected: str) -> None:
 def train_line(folder: Path, steps: int, stop_at: int | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, Tensor]:
     """Fit y = 3x by the shared loop; with ``stop_at`` the process is asked to end there, as by SIGTERM."""
     monkeypatch.setattr(loop, "STATE", folder)
-    handlers = {}
-    monkeypatch.setattr(loop.signal, "signal", lambda number, handler: handlers.setdefault(number, handler))
+    handlers: dict[int, Callable[[int, None], None]] = {}
+    monkeypatch.setattr(signal, "signal", lambda number, handler: handlers.setdefault(number, handler))
     torch.manual_seed(0)
     module = nn.Linear(1, 1)
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, loop.Metrics]:
         if step == stop_at:
-            handlers[loop.signal.SIGTERM](15, None)
+            handlers[signal.SIGTERM](15, None)
         x = torch.rand(len(indices), 1) + torch.from_numpy(indices)[:, None].float() / 100
         return (module(x).float() - 3 * x).square().mean(), {}
 

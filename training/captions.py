@@ -23,7 +23,7 @@ class Captioned:
 
 
 def with_article(concept: str) -> str:
-    return f"{'an' if concept[0] in 'aeiou' else 'a'} {concept}"
+    return f"{'an' if concept.startswith(tuple('aeiou')) else 'a'} {concept}"
 
 
 def draw_caption(item: Captioned, rng: np.random.Generator) -> str:
@@ -42,7 +42,8 @@ def recoloured_pictures(pictures: Pictures) -> tuple[np.ndarray, list[Captioned]
     Copies whose new name is a held-out concept, or is a concept of its own in the data, are not made.
     """
     known = {item.concept for item in pictures.items}
-    pixels, items = [], []
+    pixels: list[np.ndarray] = []
+    items: list[Captioned] = []
     for item in pictures.select("train"):
         digest = hashlib.sha256(f"{item.concept}|{item.style}|colour".encode()).digest()
         name = list(COLOURS)[digest[0] % len(COLOURS)]

@@ -134,7 +134,7 @@ def main() -> None:
     reserved = [item for item in pictures.items if not item.is_flag and is_reserved(item)]
     sentences = sentence_table(concepts)
     torch.manual_seed(SEED)
-    model = Evaluator().to(memory_format=torch.channels_last)
+    model = Evaluator()
 
     def loss_of(indices: np.ndarray, _: int) -> tuple[Tensor, Metrics]:
         chosen = [items[i] for i in indices]

@@ -86,7 +86,7 @@ def train(
     """Run ``schedule.steps`` optimizer steps and return the EMA weights.
 
     ``batches(step)`` yields index arrays from that step on; ``loss_of(indices, step)`` gives the loss and what to log;
-    ``evaluate(step)`` is called while the module holds the EMA weights. SIGTERM saves the state before the process ends.
+    ``evaluate(step)`` is called while the module holds the EMA weights. SIGTERM saves the state, then ends the process.
     """
     folder = STATE / name
     folder.mkdir(parents=True, exist_ok=True)

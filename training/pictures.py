@@ -126,7 +126,13 @@ def _emoji(folder: Path) -> list[Row]:
 def _stamps(folder: Path) -> list[Row]:
     table = pq.read_table(folder / "stamps128.parquet").to_pylist()
     return [
-        (row["image"], concept_name(row["caption"]), STYLE_OF_TABLE[row["style"]], (concept_name(row["name"]),), False)
+        (
+            row["image"],
+            concept_name(row["caption"]),
+            STYLE_OF_TABLE[row["style"]],
+            tuple(filter(None, [concept_name(row["name"])])),
+            False,
+        )
         for row in table
     ]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 
@@ -34,15 +35,15 @@ COLOUR_WORDS = {*COLOURS, "black", "white", "grey", "gray", "golden"}
 WINDOW = 35.0
 
 
-def hue_distance(hue: np.ndarray, centre: float) -> np.ndarray:
+def hue_distance(hue: npt.ArrayLike, centre: float) -> np.ndarray:
     """Degrees between hues, in [0, 180]."""
-    return np.abs((hue - centre + 180) % 360 - 180)
+    return np.abs((np.asarray(hue) - centre + 180) % 360 - 180)
 
 
 def to_hsv(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) uint8 -> hue in degrees, saturation and value in [0, 1], (H, W, 3) float32."""
     hsv = np.asarray(Image.fromarray(pixels).convert("HSV"), np.float32)
-    return hsv * np.float32([360 / 255, 1 / 255, 1 / 255])
+    return hsv * np.array([360 / 255, 1 / 255, 1 / 255], np.float32)
 
 
 def dominant_hue(pixels: np.ndarray) -> float | None:
@@ -71,7 +72,7 @@ def recolour(pixels: np.ndarray, source_hue: float, colour: Colour) -> np.ndarra
     for channel, target in ((1, colour.saturation), (2, colour.value)):
         gain = target / max(0.05, float(hsv[..., channel][body].mean()))
         turned[..., channel] = np.where(part, np.clip(hsv[..., channel] * gain, 0, 1), hsv[..., channel])
-    coded = (turned * np.float32([255 / 360, 255, 255])).round().clip(0, 255).astype(np.uint8)
+    coded = (turned * np.array([255 / 360, 255, 255], np.float32)).round().clip(0, 255).astype(np.uint8)
     return np.asarray(Image.fromarray(coded, "HSV").convert("RGB"))
 
 

@@ -369,7 +369,8 @@ class Stage(nn.Module):
 
     def _u_shaped(self, x: Tensor, tau: Tensor) -> list[Tensor]:
         """The input of the first block, then every block's output; later blocks are fed the mirrored earlier one."""
-        features, skips = [x], []
+        features = [x]
+        skips: list[Tensor] = []
         half = len(self.skip_denses)
         for index, block in enumerate(self.blocks):
             if index > half:

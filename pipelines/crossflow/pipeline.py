@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, cast
 
 import numpy as np
 import torch
 from pydantic import Field
+from pydantic.config import JsonDict
 
 from models.errors import UserError
 from models.nets import flow_matching as fm
 from pipelines.base import MAX_SEED, Event, Params, Pipeline, Produced, Progress, Route, Runtime, provenance
 from pipelines.crossflow.prompts import clean_prompt
 from pipelines.crossflow.sampling import MODELS, Painter
-from pipelines.crossflow.styles import STYLES
+from pipelines.crossflow.styles import Style
 from pipelines.media import Artifact, Image, Text, Video
 
-Style = Literal[tuple(STYLES)]  # type: ignore[valid-type]
-ADVANCED = {"advanced": True}
+ADVANCED: JsonDict = {"advanced": True}
 
 
 class SamplingParams(Params):
     """What both pipelines let a person choose."""
 
-    style: Style | None = Field(None, description="How it is drawn; empty leaves it to the model.")
+    style: Style | None = Field(None, description="How it is drawn; none leaves it to the model.")
     guidance_scale: float = Field(
         3.0,
         ge=1,
@@ -54,6 +54,14 @@ class CrossFlow(Pipeline):
     routes = (Route(("text",), "image"),)
     params_type = CrossFlowParams
     models: ClassVar[tuple[str, ...]] = MODELS
+    examples = (
+        ("a red apple",),
+        ("a blue bird",),
+        ("a slice of cake",),
+        ("a sleeping cat",),
+        ("a lighthouse",),
+        ("a purple mushroom",),
+    )
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(CrossFlowParams, params)
@@ -93,6 +101,8 @@ class CrossFlowMorph(Pipeline):
     routes = (Route(("text", "text"), "video"), Route(("text", "text"), "image"))
     params_type = MorphParams
     models: ClassVar[tuple[str, ...]] = MODELS
+
+    examples = (("a sun", "a moon"), ("a red apple", "a green apple"), ("a cat", "a dog"))
 
     STRIP = 6
 

@@ -42,7 +42,8 @@ class Painter:
 
     @classmethod
     def lease(cls, runtime: Runtime, stack: ExitStack) -> Self:
-        return cls(*(stack.enter_context(runtime.models.lease(key)) for key in MODELS), runtime)
+        encoder, flow, autoencoder = (stack.enter_context(runtime.models.lease(key)) for key in MODELS)
+        return cls(encoder, flow, autoencoder, runtime)
 
     def sources(self, prompt: str, style: str | None, seeds: Sequence[int]) -> tuple[Tensor, bool]:
         """One z0 per seed, (len(seeds), C, H, W), and whether the prompt was cut.

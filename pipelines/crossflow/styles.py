@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-STYLES: dict[str, tuple[str, ...]] = {
+from typing import Literal
+
+Style = Literal[
+    "flat", "gradient", "3d", "emoji", "blob", "sticker", "outline", "retro", "photo", "drawing", "letter", "render"
+]
+
+STYLES: dict[Style, tuple[str, ...]] = {
     "flat": ("fluent-flat",),
     "gradient": ("fluent-color",),
     "3d": ("fluent-3d",),

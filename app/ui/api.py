@@ -1,0 +1,101 @@
+"""The page's programming interface: a typed endpoint for every pipeline, ``/generate_crossflow`` and so on.
+
+A pipeline that can be made from several things has a further one for each, ``/generate_hum_from_image``.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable
+from html import escape
+from typing import Any
+
+import gradio as gr
+from gradio import FileData
+from gradio.events import api
+from gradio_client.utils import is_file_obj_with_meta
+
+from app.library import Entry
+from app.studio import InternalError, Saved, Studio
+from app.ui.inputs import artifact_of, labels_of, ways_in
+from app.ui.markup import file_name
+from app.ui.studio_tab import COMPUTE_LANE
+from models.errors import Cancelled, UserError
+from pipelines.base import Pipeline
+from pipelines.media import Text
+
+
+def build_api(studio: Studio) -> None:
+    """Add the endpoints to the Blocks that one stands in."""
+    for pipeline in studio.registry:
+        for index, media in enumerate(ways_in(pipeline)):
+            api(
+                endpoint(studio, pipeline, media),
+                api_name=endpoint_name(pipeline) if index == 0 else f"{endpoint_name(pipeline)}_from_{'_'.join(media)}",
+                api_description=f"{pipeline.title}: {pipeline.summary}",
+                concurrency_id=COMPUTE_LANE,
+                concurrency_limit=1,
+            )
+
+
+def endpoint_name(pipeline: Pipeline) -> str:
+    return "generate_" + re.sub(r"\W", "_", pipeline.name)
+
+
+def endpoint(studio: Studio, pipeline: Pipeline, media: tuple[str, ...]) -> Callable[..., list[dict[str, Any]]]:
+    """A function of inputs of these media and the pipeline's settings, typed as those are.
+
+    It returns, for each artifact, its ``file`` and its ``provenance``. Its errors hold the sentence for the user.
+    """
+    labels = labels_of(media)
+    names = [label.lower().replace(" ", "_") for label in labels]
+
+    def generate(*args: Any, **kwargs: Any) -> list[dict[str, Any]]:
+        given = signature.bind(*args, **kwargs)
+        given.apply_defaults()
+        values = dict(given.arguments)
+        try:
+            taken = [
+                (medium, _value(medium, values.pop(name)), name) for medium, name in zip(media, names, strict=True)
+            ]
+            inputs = [artifact_of(*item) for item in taken]
+            events = studio.generate(pipeline.name, inputs, values)
+            return [_answer(event.entry) for event in events if isinstance(event, Saved)]
+        except (UserError, InternalError) as error:
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+        except Cancelled:
+            return []
+
+    types = [str if medium == Text.medium else FileData for medium in media]
+    parameters = [*map(_parameter, names, types), *_settings(pipeline)]
+    signature = inspect.Signature(parameters, return_annotation=list[dict[str, Any]])
+    generate.__signature__ = signature  # type: ignore[attr-defined]
+    generate.__annotations__ = {name: given.annotation for name, given in signature.parameters.items()}
+    return generate
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=annotation, default=default)
+
+
+def _settings(pipeline: Pipeline) -> list[inspect.Parameter]:
+    fields = pipeline.params_type.model_fields
+    return [
+        _parameter(name, field.annotation, field.get_default(call_default_factory=True))
+        for name, field in fields.items()
+    ]
+
+
+def _value(medium: str, value: Any) -> Any:
+    """A text, or the path of an uploaded file. Whatever Gradio has not checked to be an upload counts as nothing."""
+    if medium == Text.medium:
+        return value
+    return value["path"] if is_file_obj_with_meta(value) else None
+
+
+def _answer(entry: Entry) -> dict[str, Any]:
+    return {
+        "file": FileData(path=str(entry.path.absolute()), orig_name=file_name(entry)).model_dump(),
+        "provenance": entry.provenance.model_dump(mode="json"),
+    }

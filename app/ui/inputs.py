@@ -1,0 +1,77 @@
+"""What a pipeline is given: one Gradio component per input of its routes, and artifacts from what they hold."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import gradio as gr
+from gradio.components import Component
+
+from models.errors import UserError
+from pipelines.base import Pipeline
+from pipelines.media import Artifact, BrainScan, Text, load_artifact
+
+WORDS = {
+    "text": "Prompt",
+    "image": "Picture",
+    "audio": "Sound",
+    "video": "Clip",
+    "mesh": "Object",
+    "scan": "Brain scan",
+}
+ORDINALS = ("First", "Second", "Third", "Fourth")
+
+
+def ways_in(pipeline: Pipeline) -> list[tuple[str, ...]]:
+    """The different media that a pipeline can be given; several routes may begin with the same."""
+    return list(dict.fromkeys(route.inputs for route in pipeline.routes))
+
+
+def labels_of(media: Sequence[str]) -> list[str]:
+    """A label for each input: ``("text", "text")`` gives "First prompt" and "Second prompt"."""
+    counts, seen, labels = Counter(media), Counter[str](), []
+    for medium in media:
+        word = WORDS.get(medium, medium.capitalize())
+        labels.append(f"{ORDINALS[seen[medium]]} {word.lower()}" if counts[medium] > 1 else word)
+        seen[medium] += 1
+    return labels
+
+
+def component_for(medium: str, label: str) -> Component:
+    """A component that holds a text, or the path of an attached file."""
+    match medium:
+        case "text":
+            # One line to begin with, because Enter then submits; Shift and Enter begin another.
+            return gr.Textbox(label=label, placeholder="A few words", lines=1, max_lines=8, elem_classes=["prompt"])
+        case "image":
+            return gr.Image(label=label, type="filepath", format="png", height=240)
+        case "audio":
+            return gr.Audio(label=label, type="filepath", format="wav")
+        case "video":
+            return gr.Video(label=label, height=240)
+        case "mesh":
+            return gr.Model3D(label=label, height=240)
+    return gr.File(label=label, file_types=list(BrainScan.suffixes) if medium == BrainScan.medium else None)
+
+
+def artifact_of(medium: str, value: object, label: str) -> Artifact:
+    """The artifact in a component. Raises :class:`UserError` for a missing or unreadable file."""
+    if medium == Text.medium:
+        if not isinstance(value, str | None):
+            raise UserError(f"'{label}' has to be text.", "Write it in quotes.")
+        return Text(value or "")
+    if not value or not isinstance(value, str):
+        raise UserError(f"'{label}' is empty.", "Attach a file there.")
+    return load_artifact(Path(value))
+
+
+def value_of(artifact: Artifact) -> str:
+    """What a component shows of an artifact: a text, or a copy of it as a file of the page's own."""
+    if isinstance(artifact, Text):
+        return artifact.text
+    path = Path(tempfile.mkdtemp(prefix="synesthete-")) / f"{artifact.content_hash()[:16]}{artifact.suffixes[0]}"
+    artifact.save(path)
+    return str(path)

@@ -1,0 +1,225 @@
+"""The page's own HTML: progress, results, thumbnails and provenance. Everything that comes from people is escaped."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterable
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image as PillowImage
+
+from app.library import Entry
+from app.studio import InternalError
+from models.errors import UserError
+from pipelines.base import Progress
+from pipelines.media import Image, Provenance
+
+# Buttons inside our HTML say what they want by data attributes; this turns a press into an event of the component.
+FORWARD_PRESSES = """
+const events = ["open", "remix", "remove", "close"];
+element.addEventListener("click", (press) => {
+  const button = press.target.closest("button[data-event]");
+  if (button && events.includes(button.dataset.event)) trigger(button.dataset.event, { entry: button.dataset.entry });
+});
+"""
+
+GLYPHS = {
+    "text": "M5 6h14M5 12h14M5 18h8",
+    "audio": "M4 10v4M8 6v12M12 3v18M16 7v10M20 10v4",
+    "mesh": "M12 3l8 4.5v9L12 21l-8-4.5v-9zM12 12l8-4.5M12 12v9M12 12L4 7.5",
+    "scan": "M12 4a8 8 0 1 0 0 16a8 8 0 1 0 0-16M12 4v16M8 8q3 2 0 4q-3 2 0 4M16 8q-3 2 0 4q3 2 0 4",
+}
+
+
+def header() -> str:
+    # A synesthete sees each letter in a colour of its own, always the same one.
+    letters = "".join(f'<span class="letter-{letter.lower()}">{letter}</span>' for letter in "Synesthete")
+    return (
+        f'<header class="masthead"><h1 aria-label="Synesthete"><span aria-hidden="true">{letters}</span></h1>'
+        "<p>Words in, pictures out, on your own machine.</p></header>"
+    )
+
+
+def idle(medium: str) -> str:
+    made = {"image": "picture", "mesh": "object", "audio": "sound"}.get(medium, medium)
+    rings = "".join(f'<circle cx="60" cy="60" r="{radius}"/>' for radius in (14, 26, 38, 50))
+    return (
+        f'<div class="stage idle"><svg viewBox="0 0 120 120" aria-hidden="true">{rings}</svg>'
+        f"<p>Your {escape(made)} will appear here.</p></div>"
+    )
+
+
+def progress(event: Progress, seconds: float) -> str:
+    """A progress bar with its message and ``seconds`` so far, under the preview if there is one."""
+    done = event.step / event.total if event.total else 0.0
+    percent = round(100 * min(max(done, 0.0), 1.0))
+    left = f" · about {seconds * (1 - done) / done:.0f} s left" if event.step > 1 and seconds > 2 and done < 1 else ""
+    count = f"{event.step} of {event.total}" if event.step else ""
+    picture = (
+        f'<img class="preview" alt="Preview" src="{_data_uri(event.preview)}">'
+        if event.preview
+        else '<div class="preview waiting"></div>'
+    )
+    return (
+        f'<div class="stage running"><div class="frame">{picture}</div>'
+        f'<div class="meter"><p class="meter-text"><span>{escape(event.message)}</span>'
+        f'<span class="numbers">{count}</span></p>'
+        f'<div class="bar{"" if event.step else " unknown"}" role="progressbar" aria-label="Progress" '
+        f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
+        f'aria-valuetext="{escape(event.message)}, {percent} percent">'
+        f'<span style="width:{percent}%"></span></div>'
+        f'<p class="numbers">{seconds:.1f} s{left}</p></div></div>'
+    )
+
+
+def _data_uri(image: Image) -> str:
+    buffer = io.BytesIO()
+    PillowImage.fromarray(image.pixels).save(buffer, "WEBP", quality=80)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def notice(sentence: str, hint: str = "", alert: bool = True) -> str:
+    """A message in place of a result; ``alert`` for what went wrong."""
+    role, kind = ("alert", "wrong") if alert else ("status", "calm")
+    return (
+        f'<div class="stage notice {kind}" role="{role}"><p class="sentence">{escape(sentence)}</p>'
+        f'<p class="hint">{escape(hint)}</p></div>'
+    )
+
+
+def explained(error: UserError | InternalError) -> str:
+    return notice(error.sentence, error.hint) if isinstance(error, UserError) else notice(str(error))
+
+
+WAITING = progress(Progress(0, 1, "Waiting for its turn"), 0.0)
+BUSY = notice("Too many requests are waiting already.", "Try again in a minute; what you typed is kept.")
+STOPPED = notice("Stopped.", "Everything is as you left it; press Generate to start again.", alert=False)
+
+
+def result(entry: Entry, words: str = "", removable: bool = False) -> str:
+    """An artifact at full size with everything one can do with it, and its provenance folded below.
+
+    ``words`` are a text's own; an object is shown by a component beside this.
+    """
+    name = escape(entry.id)
+    remove = (
+        '<details class="confirm"><summary>Delete</summary><div><span>Delete it for good?</span><button type="button" '
+        f'class="danger" data-event="remove" data-entry="{name}">Yes, delete</button></div></details>'
+    )
+    download = (
+        f'<a class="action" href="{_url(entry.path)}" download="{escape(file_name(entry))}">Download</a>'
+        if not entry.missing
+        else ""
+    )
+    close = '<button type="button" class="close" data-event="close" aria-label="Close">✕</button>'
+    return (
+        f'<section class="stage result {entry.medium}" tabindex="-1" aria-label="{escape(entry.title)}">'
+        f'{close if removable else ""}<div class="frame">{_full_size(entry, words)}</div>'
+        f'<h2 dir="auto">{escape(entry.title)}</h2>'
+        f'<div class="actions">{download}'
+        f'<button type="button" class="action" data-event="remix" data-entry="{name}">Remix</button>'
+        f"{remove if removable else ''}</div>"
+        f'<details class="recipe"><summary>Details</summary>{provenance(entry)}</details></section>'
+    )
+
+
+def _full_size(entry: Entry, words: str) -> str:
+    source, title = _url(entry.path), escape(entry.title)
+    if entry.missing:
+        return "<p>Its file was deleted. Remix it to make it again.</p>"
+    if _is_picture(entry):
+        return f'<img src="{source}" alt="{title}">'
+    match entry.medium:
+        case "video":
+            return f'<video src="{source}" aria-label="{title}" controls loop autoplay muted playsinline></video>'
+        case "audio":
+            return f'{_cover(entry)}<audio src="{source}" aria-label="{title}" controls></audio>'
+        case "text":
+            return f'<p class="words" dir="auto">{escape(words)}</p>'
+        case "mesh":
+            return ""
+    return _cover(entry)
+
+
+def _is_picture(entry: Entry) -> bool:
+    """Whether an ``<img>`` can show it: pictures, and animations in WebP."""
+    return entry.medium == "image" or (entry.medium == "video" and entry.path.suffix == ".webp")
+
+
+def _cover(entry: Entry) -> str:
+    """For what cannot be seen: the colours of its title's letters, as a synesthete would have them."""
+    letters = re.findall(r"\w", entry.title.lower())[:24] or ["a"]
+    colours = ", ".join(f"hsl({ord(letter) * 47 % 360} 42% 62%)" for letter in [*letters, letters[0]])
+    glyph = GLYPHS.get(entry.medium, GLYPHS["scan"])
+    return (
+        f'<span class="cover" style="background:linear-gradient(115deg,{colours})">'
+        f'<svg viewBox="0 0 24 24" aria-hidden="true"><path d="{glyph}"/></svg></span>'
+    )
+
+
+def thumbnails(entries: Iterable[Entry], empty: str, current: str | None = None) -> str:
+    """A grid of buttons, one an entry."""
+    tiles = "".join(_tile(entry, entry.id == current) for entry in entries)
+    return f'<ul class="tiles">{tiles}</ul>' if tiles else f'<p class="nothing">{escape(empty)}</p>'
+
+
+def _tile(entry: Entry, is_current: bool) -> str:
+    if entry.missing:
+        picture = '<span class="cover gone">deleted</span>'
+    elif _is_picture(entry):
+        picture = f'<img src="{_url(entry.path)}" alt="" loading="lazy">'
+    elif entry.medium == "video":
+        picture = f'<video src="{_url(entry.path)}#t=0.1" muted playsinline preload="metadata"></video>'
+    else:
+        picture = _cover(entry)
+    return (
+        f'<li><button type="button" data-event="open" data-entry="{escape(entry.id)}" title="{escape(entry.title)}" '
+        f'aria-label="{escape(entry.title)}, {entry.medium}" aria-current="{str(is_current).lower()}">{picture}'
+        f'<span class="caption" dir="auto">{escape(entry.title)}</span></button></li>'
+    )
+
+
+def provenance(entry: Entry) -> str:
+    """How it was made, as a list to read: inputs, settings, seed, and each model's checksum."""
+    recipe = entry.provenance
+    rows = [("Made by", escape(recipe.pipeline)), *_inputs(recipe), ("Seed", str(recipe.seed))]
+    rows += [(_words(name), escape(_value(value))) for name, value in recipe.params.items() if name != "seed"]
+    rows += [
+        (f"Model {model.key}", f'<code title="{escape(model.checksum)}">{escape(model.checksum[:16])}</code> '
+         f"{escape(model.precision)}")
+        for model in recipe.models
+    ]  # fmt: skip
+    rows += [("Made on", f"{entry.created:%-d %B %Y, %H:%M}"), ("Size", f"{entry.size_bytes / 1000:,.1f} kB")]
+    rows += [("Number in its run", str(recipe.index + 1)), ("Version", escape(recipe.version))]
+    listed = "".join(f'<div><dt>{escape(term)}</dt><dd dir="auto">{text}</dd></div>' for term, text in rows)
+    return f"<dl>{listed}</dl>"
+
+
+def _inputs(recipe: Provenance) -> list[tuple[str, str]]:
+    return [
+        (f"From {given['medium']}", escape(str(given.get("text") or given.get("hash", ""))[:2000]))
+        for given in recipe.inputs
+    ]
+
+
+def _words(name: str) -> str:
+    return name.removeprefix("num_").replace("_", " ").capitalize()
+
+
+def _value(value: object) -> str:
+    return "none" if value is None or value == "" else str(value)
+
+
+def _url(path: Path) -> str:
+    # Relative, so that it also holds behind a proxy that serves the page under a path of its own.
+    return escape(f"gradio_api/file={quote(str(path.absolute()))}")
+
+
+def file_name(entry: Entry) -> str:
+    """A name for the downloaded file, made of the title: ``a-red-apple.png``."""
+    words = "-".join(re.findall(r"\w+", entry.title.lower()))[:60].strip("-") or entry.medium
+    return f"{words}{entry.path.suffix}"
