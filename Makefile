@@ -1,7 +1,7 @@
 # Two commands: `make app` sets everything up and serves the page; `make test` sets everything up and checks it all.
 PYTHON := .venv/bin/python
 
-.PHONY: app test check benchmark
+.PHONY: app test
 
 app:
 	@tools/setup.sh requirements.txt

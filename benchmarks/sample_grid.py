@@ -14,8 +14,8 @@ from PIL import ImageDraw, ImageFont
 from app.settings import Settings
 from app.studio import build_manager
 from benchmarks.crossflow import generate, spread
+from pipelines.crossflow.sampling import to_pixels
 from training.evaluator import is_reserved
-from training.images import to_pixels
 from training.pictures import data_folder, load_pictures
 
 TARGET = Path("assets/samples/crossflow.png")

@@ -315,6 +315,7 @@ def test_several_results_are_numbered_before_the_whole_ending(tiny_registry: Reg
 
 
 STOPPED = """
+import signal
 import sys
 from pathlib import Path
 from app import commands
@@ -328,6 +329,8 @@ class Announced(Slow):
         print("running", flush=True)
         yield from super().run_batch(*arguments)
 registry = Registry([Announced()])
+# A runner that was started in the background hands on an ignored SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 commands.Studio = lambda settings, _: Studio(settings, registry)
 sys.exit(main(["generate", "x", "-o", "a.png"]))
 """

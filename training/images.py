@@ -1,4 +1,4 @@
-"""Pixels to tensors and back, and contact sheets: many pictures on one PNG, to be looked at."""
+"""Pixels to tensors, and contact sheets: many pictures on one PNG, to be looked at."""
 
 from __future__ import annotations
 
@@ -9,16 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.crossflow.sampling import to_pixels
+
 
 def to_tensor(pixels: np.ndarray) -> Tensor:
     """(B, H, W, 3) uint8 -> (B, 3, H, W) float in [-1, 1], channels last in memory."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-def to_pixels(pictures: Tensor) -> np.ndarray:
-    """(B, 3, H, W) float in [-1, 1] -> (B, H, W, 3) uint8."""
-    scaled = pictures.float().clamp(-1, 1).add(1).mul(127.5).round()
-    return scaled.permute(0, 2, 3, 1).byte().numpy()
 
 
 def save_sheet(pictures: Tensor, path: Path, columns: int, gap: int = 2) -> None:

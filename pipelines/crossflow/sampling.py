@@ -28,7 +28,7 @@ PREVIEWS = 5
 
 def to_pixels(pictures: Tensor) -> np.ndarray:
     """(B, 3, H, W) float in [-1, 1] -> (B, H, W, 3) uint8."""
-    return pictures.add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).byte().cpu().numpy()
+    return pictures.float().add(1).mul(127.5).round().clamp(0, 255).permute(0, 2, 3, 1).byte().cpu().numpy()
 
 
 @dataclass
