@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.settings import Settings
+from app.settings import load_settings
 from app.studio import build_manager
 from benchmarks.report import save, table
 from models.manager import ModelManager
@@ -34,6 +34,7 @@ SPLITS: tuple[Split, ...] = ("train", "heldout-pair", "heldout-concept")
 OBJECTS = ("apple", "car", "book", "heart", "balloon", "hat", "fish", "flower", "cup", "house")
 HUES = {name: colour.hue for name, colour in COLOURS.items()}
 SEEDS = 4
+PARTS = ("quality", "colours", "speed")
 
 
 def generate(manager: ModelManager, captions: Sequence[tuple[str, str | None]], **params: Any) -> Tensor:
@@ -174,20 +175,21 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the picture tables")
     parser.add_argument("--count", type=int, default=120, help="prompts of a split")
     parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
-    pictures = load_pictures(data_folder(arguments.data))
-    manager = build_manager(Settings(profile="lite"))
-    results = {
-        "guidance_scale": arguments.guidance,
-        "quality": quality(manager, pictures, load_evaluator(), arguments.count, arguments.guidance),
-        "colours": colours(manager, arguments.guidance),
-        "speed": speed(manager),
-    }
+    manager = build_manager(load_settings(profile="lite"))
+    results: dict[str, Any] = {"guidance_scale": arguments.guidance}
+    if "quality" in arguments.parts:
+        pictures = load_pictures(data_folder(arguments.data))
+        results["quality"] = quality(manager, pictures, load_evaluator(), arguments.count, arguments.guidance)
+    if "colours" in arguments.parts:
+        results["colours"] = [colours(manager, arguments.guidance)]
+    if "speed" in arguments.parts:
+        results["speed"] = speed(manager)
     save("crossflow", results)
-    for part in ("quality", "speed"):
+    for part in arguments.parts:
         rows = results[part]
         print(table(list(rows[0]), [list(row.values()) for row in rows]), "\n")
-    print(table(list(results["colours"]), [list(results["colours"].values())]))
 
 
 if __name__ == "__main__":

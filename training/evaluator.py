@@ -114,16 +114,14 @@ def sentence_table(concepts: list[str]) -> Tensor:
 
 def load_evaluator(folder: Path = WEIGHTS / "evaluator") -> Evaluator:
     model = Evaluator()
-    model.load_state_dict(
-        {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}, strict=False
-    )
+    model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the picture tables")
-    parser.add_argument("--steps", type=int, default=1100)
+    parser.add_argument("--steps", type=int, default=900)
     arguments = parser.parse_args()
     folder = data_folder(arguments.data)
     verify_checksums(folder)
@@ -166,10 +164,7 @@ def main() -> None:
     )
     target = WEIGHTS / "evaluator"
     target.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {name: value.half().contiguous() for name, value in weights.items() if value.is_floating_point()},
-        target / "model.safetensors",
-    )
+    save_file({name: value.contiguous() for name, value in weights.items()}, target / "model.safetensors")
     (target / "config.json").write_text(json.dumps({"size": SIZE, "widths": WIDTHS, "features": 256}) + "\n")
     write_sums(target)
 
