@@ -228,11 +228,14 @@ def test_published_file_loads_strictly_without_the_image_tower(tmp_path: Path) -
         load_published(path, TINY)
 
 
-def test_saved_folder_loads_to_equal_outputs(tmp_path: Path) -> None:
+def test_saved_folder_loads_to_nearly_equal_outputs_and_once_more_to_equal_ones(tmp_path: Path) -> None:
     model = CrossFlow(TINY).eval()
-    model.save_pretrained(tmp_path, torch.float32)
+    model.save_pretrained(tmp_path / "once")
+    loaded = load_crossflow(tmp_path / "once")
     z, t, null = torch.randn(2, 2, 8, 8), torch.tensor([0.2, 0.8]), torch.tensor([False, True])
-    assert torch.equal(model(z, t, null)[-1], load_crossflow(tmp_path)(z, t, null)[-1])
+    torch.testing.assert_close(loaded(z, t, null)[-1], model(z, t, null)[-1], atol=2e-3, rtol=2e-2)
+    loaded.save_pretrained(tmp_path / "twice")
+    assert torch.equal(load_crossflow(tmp_path / "twice")(z, t, null)[-1], loaded(z, t, null)[-1])
 
 
 def test_indicator_token_changes_the_velocity_in_every_pass() -> None:

@@ -52,5 +52,5 @@ def _drop_from_config(path: Path, name: str) -> None:
 
 
 def publish_crossflow(model: CrossFlow, folder: Path) -> None:
-    model.save_pretrained(folder, torch.float16)
+    model.save_pretrained(folder)
     write_sums(folder)
