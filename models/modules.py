@@ -1,0 +1,22 @@
+"""Models as the manager sees them: a module, or an object whose attributes are modules (tokenizer and encoder)."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+def modules_of(model: object) -> list[nn.Module]:
+    """A model is a module itself, or an object whose attributes are."""
+    if isinstance(model, nn.Module):
+        return [model]
+    return [value for value in vars(model).values() if isinstance(value, nn.Module)]
+
+
+def bytes_of(model: object) -> int:
+    """Bytes of a model's parameters and buffers; storage that several of them share counts once."""
+    storages = {
+        tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes()
+        for module in modules_of(model)
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    return sum(storages.values())
