@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.errors import UserError
+from models.precision import Precision
 from models.sources import Bundled, Folder, Hub, Source
 
 Profile = Literal["lite", "full"]
@@ -21,7 +22,10 @@ CROSSFLOW_FILE = "t2i_256px_clip_dimr.pth"
 class ModelSpec:
     """``load`` builds the model from a folder of files, in float32 on the CPU; ``licence`` is that of the weights.
 
-    ``bytes``: what it will take in memory, as far as can be told before it is loaded.
+    ``bytes``: what it will take in memory in float32, as far as can be told before it is loaded; ``restricted``: the
+    licence allows some uses only, so the user is asked before the weights are fetched; ``skeleton``: the same object
+    with its modules on the meta device, for models so large that their quantized weights are worth keeping;
+    ``lossless``: the smallest precision that costs this model no visible quality (``benchmarks/quantization.py``).
     """
 
     key: str
@@ -30,6 +34,9 @@ class ModelSpec:
     load: Callable[[Path], object]
     licence: str
     bytes: int
+    restricted: bool = False
+    skeleton: Callable[[Path], object] | None = None
+    lossless: Precision = "float32"
 
 
 def catalog(profile: Profile, local_weights: Mapping[str, Path] | None = None) -> dict[str, ModelSpec]:
@@ -67,13 +74,14 @@ def _elements(path: Path) -> int:
 
 
 def _lite() -> list[ModelSpec]:
-    def spec(key: str, load: Callable[[Path], object]) -> ModelSpec:
+    def spec(key: str, load: Callable[[Path], object], lossless: Precision = "float32") -> ModelSpec:
         source = Bundled(f"{key}-lite")
-        return ModelSpec(key, "lite", source, load, "Apache-2.0", bytes_in_memory(source.path))
+        size = bytes_in_memory(source.path)
+        return ModelSpec(key, "lite", source, load, "Apache-2.0", size, lossless=lossless)
 
     return [
         spec("text-encoder", _load_text_encoder),
-        spec("crossflow", _load_crossflow),
+        spec("crossflow", _load_crossflow, lossless="int8"),
         spec("autoencoder", _load_autoencoder),
     ]
 
@@ -108,6 +116,8 @@ def _full() -> list[ModelSpec]:
             load=_load_published_crossflow,
             licence="for research; its authors name no licence",
             bytes=FLOAT32_BYTES * 1_060_935_402,
+            restricted=True,
+            skeleton=_published_crossflow_skeleton,
         ),
         ModelSpec(
             key="autoencoder",
@@ -143,6 +153,15 @@ def _load_published_crossflow(folder: Path) -> object:
     from models.nets.crossflow import load_published, published_config
 
     return load_published(folder / CROSSFLOW_FILE, published_config(256, "clip"))
+
+
+def _published_crossflow_skeleton(folder: Path) -> object:
+    import torch
+
+    from models.nets.crossflow import CrossFlow, published_config
+
+    with torch.device("meta"):
+        return CrossFlow(published_config(256, "clip"))
 
 
 def _load_autoencoder(folder: Path) -> object:

@@ -1,26 +1,23 @@
 """Where weights come from: a folder of this repository, the Hugging Face Hub, or a folder of the user's.
 
-Every source resolves to a local folder and a checksum over the names and contents of its files.
+Every source resolves to a local folder and a checksum over the names and contents of its files. Files that could run
+code on being read are refused, and so are files that are not what they were.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any
 
+from models.checksums import SHA256_DIGITS, SUMS, checksum_of, hash_of
 from models.errors import UserError
+from models.hub import OnProgress as OnProgress
+from models.hub import cached, fetch
+from models.safety import refuse_code, refuse_names
 
 ASSETS = Path(__file__).parent.parent / "assets" / "weights"
-SUMS = "SHA256SUMS"
-SIDE_FILES = (SUMS, "MODEL_CARD.md", "README.md")
-
-OnProgress = Callable[[float, str], None]
 
 
 @dataclass(frozen=True)
@@ -36,7 +33,10 @@ class Source(ABC):
 
     @abstractmethod
     def resolve(self, on_progress: OnProgress) -> Files:
-        """Fetch if needed, verify once per process. Raises :class:`UserError` for what is missing or damaged."""
+        """Fetch if needed, verify what changed since this process verified it last.
+
+        Raises :class:`UserError` for what is missing, damaged, or could run code.
+        """
 
     @abstractmethod
     def missing(self) -> tuple[str, ...]:
@@ -51,7 +51,13 @@ class Folder(Source):
 
     def resolve(self, on_progress: OnProgress) -> Files:
         on_progress(0.0, f"Checking {self.path.name}")
-        return Files(self.path, _verified(self.path))
+        if not self.path.is_dir():
+            shown = self.path.name if self.path.is_relative_to(ASSETS) else self.path
+            raise UserError(f"The weights '{shown}' are missing.", _restore(self.path))
+        names = sorted(path.name for path in self.path.iterdir() if path.is_file())
+        sums = _verified(self.path) if SUMS in names else _hashes(self.path, names)
+        refuse_code(self.path, names)
+        return Files(self.path, checksum_of(sums))
 
     def missing(self) -> tuple[str, ...]:
         if not (self.path / SUMS).is_file():
@@ -81,41 +87,39 @@ class Hub(Source):
     subfolder: str = ""
 
     def resolve(self, on_progress: OnProgress) -> Files:
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HTTPError, XetDownloadError  # type: ignore[attr-defined]
-
-        paths = []
-        try:
-            for number, name in enumerate(self.files):
-                on_progress(number / len(self.files), f"Fetching {name}")
-                bar = _bar(on_progress, number / len(self.files), 1 / len(self.files), f"Fetching {name}")
-                paths.append(hf_hub_download(self.repo, self._name(name), revision=self.revision, tqdm_class=bar))
-        except (OSError, EntryNotFoundError, HTTPError, XetDownloadError) as error:
-            raise self._explain(error, self.files[len(paths)]) from error
-        folder = Path(paths[0]).parent
+        refuse_names(self.files)
+        if self.missing():
+            # All of them, because a branch may have moved on since some were fetched.
+            fetch(self.repo, self.revision, [self._name(name) for name in self.files], on_progress)
         on_progress(1.0, f"Checking {self.repo}")
-        return Files(folder, _checksum_of_files(folder, self.files))
+        places = {name: self._place(name) for name in self.files}
+        sums = {name: self._hash(path) for name, path in places.items()}
+        folder = places[self.files[0]].parent
+        refuse_code(folder, self.files)
+        return Files(folder, checksum_of(sums))
 
     def missing(self) -> tuple[str, ...]:
-        from huggingface_hub import try_to_load_from_cache
+        return tuple(name for name in self.files if cached(self.repo, self.revision, self._name(name)) is None)
 
-        def cached(name: str) -> bool:
-            return isinstance(try_to_load_from_cache(self.repo, self._name(name), revision=self.revision), str)
+    def _place(self, name: str) -> Path:
+        place = cached(self.repo, self.revision, self._name(name))
+        if place is None:
+            raise UserError(f"'{name}' of {self.repo} was deleted just now.", "Fetch it again.")
+        return place
 
-        return tuple(name for name in self.files if not cached(name))
+    def _hash(self, path: Path) -> str:
+        """The cache links a name to a file that is called by its own hash, where that is a sha256."""
+        digest = hash_of(path)
+        stored = Path(os.readlink(path)).name if path.is_symlink() else ""
+        if len(stored) == SHA256_DIGITS and stored != digest:
+            raise UserError(
+                f"'{path.name}' of {self.repo} is damaged: it is not what it was.",
+                f"Delete '{path.resolve()}', and fetch it again.",
+            )
+        return digest
 
     def _name(self, name: str) -> str:
         return f"{self.subfolder}/{name}" if self.subfolder else name
-
-    def _explain(self, error: Exception, name: str) -> UserError:
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
-            return UserError(
-                f"There is no space left on the disk to fetch '{name}' of {self.repo}.", "Free some space."
-            )
-        return UserError(
-            f"'{name}' of {self.repo} could not be fetched from the Hugging Face Hub.",
-            "Check the network connection, or use the lite profile, which needs none.",
-        )
 
 
 def read_sums(folder: Path) -> dict[str, str]:
@@ -123,27 +127,24 @@ def read_sums(folder: Path) -> dict[str, str]:
     sums = {}
     for line in (folder / SUMS).read_text(encoding="utf-8", errors="replace").splitlines():
         digest, _, name = line.partition("  ")
-        if len(digest) != 64 or not name or Path(name).name != name:
+        if len(digest) != SHA256_DIGITS or not name or Path(name).name != name:
             raise UserError(f"'{folder.name}/{SUMS}' is damaged.", _restore(folder))
         sums[name] = digest
     return sums
 
 
-@cache  # a failure is not remembered, so a restored file is seen at the next load
-def _verified(folder: Path) -> str:
-    if not folder.is_dir():
-        shown = folder.name if folder.is_relative_to(ASSETS) else folder
-        raise UserError(f"The weights '{shown}' are missing.", _restore(folder))
-    if not (folder / SUMS).is_file():
-        names = sorted(path.name for path in folder.iterdir() if path.is_file() and path.name not in SIDE_FILES)
-        return _checksum_of_files(folder, tuple(names))
+def _verified(folder: Path) -> dict[str, str]:
     sums = read_sums(folder)
     for name, digest in sums.items():
         if not (folder / name).is_file():
             raise UserError(f"The file '{folder.name}/{name}' is missing.", _restore(folder))
-        if _hash(folder / name) != digest:
+        if hash_of(folder / name) != digest:
             raise UserError(f"The file '{folder.name}/{name}' is damaged: it is not what it was.", _restore(folder))
-    return _checksum_of(sums)
+    return sums
+
+
+def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
+    return {name: hash_of(folder / name) for name in names}
 
 
 def _restore(folder: Path) -> str:
@@ -151,36 +152,3 @@ def _restore(folder: Path) -> str:
         name = folder.relative_to(ASSETS.parent.parent).as_posix()
         return f"Restore it with 'git checkout -- {name}', or install again."
     return "Put the right files there, or choose another folder."
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@cache
-def _checksum_of_files(folder: Path, names: tuple[str, ...]) -> str:
-    return _checksum_of({name: _hash(folder / name) for name in names})
-
-
-def _checksum_of(sums: Mapping[str, str]) -> str:
-    listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if name not in SIDE_FILES)
-    return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def _bar(on_progress: OnProgress, start: float, share: float, message: str) -> Any:
-    """A progress bar class, as the Hub's client wants one, that reports its bytes as a share of the whole."""
-    from tqdm.auto import tqdm
-
-    class Bar(tqdm):
-        received = 0.0  # the base class counts only when it draws
-
-        def display(self, *args: Any, **kwargs: Any) -> None:
-            """Draws nothing."""
-
-        def update(self, n: float | None = 1) -> bool | None:
-            self.received += n or 0
-            on_progress(start + share * min(1.0, self.received / self.total if self.total else 0.0), message)
-            return super().update(n)
-
-    return Bar
