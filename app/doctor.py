@@ -17,10 +17,10 @@ from typing import Any, Literal
 import torch
 
 from app.settings import Settings
+from models.accounts import readable_bytes
 from models.catalog import ModelSpec, catalog
 from models.errors import UserError
 from models.machine import choose_device, compute_dtype, memory_budget
-from models.manager import readable_bytes
 from models.sources import Hub
 from pipelines.atomic import plain_folder_errors
 from pipelines.base import installed_registry

@@ -154,11 +154,33 @@ class Library:
         return load_artifact(entry.path).with_provenance(entry.provenance)
 
     def load_by_hash(self, content_hash: str) -> Artifact:
-        """The newest artifact that was added with this :attr:`Entry.content_hash`; raises as :meth:`load`."""
+        """The newest entry's artifact with this :attr:`Entry.content_hash`, else the input that was kept with it.
+
+        Raises as :meth:`load`.
+        """
         rows = self._fetch("SELECT id FROM entries WHERE content_hash = ? ORDER BY position DESC LIMIT 1", content_hash)
-        if not rows:
+        if rows:
+            return self.load(rows[0][0])
+        kept = next(self._input_path(content_hash, "").parent.glob(f"{content_hash}.*"), None)
+        if kept is None:
             raise UserError("What this was made from is not in the gallery any more.", "Attach it again.")
-        return self.load(rows[0][0])
+        return load_artifact(kept)
+
+    def keep_input(self, artifact: Artifact) -> None:
+        """Keep what somebody attached, so that what was made from it can be made again. It is no entry of its own.
+
+        What is an entry already is not kept twice: whoever removes that wants it gone.
+        """
+        suffix, content_hash = artifact.suffixes[0], artifact.content_hash()
+        path = self._input_path(content_hash, suffix)
+        known = self._fetch("SELECT 1 FROM entries WHERE content_hash = ? LIMIT 1", content_hash)
+        if not known and not path.is_file():
+            with plain_folder_errors(path):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, artifact.encode(suffix))
+
+    def _input_path(self, content_hash: str, suffix: str) -> Path:
+        return self.folder / "inputs" / content_hash[:2] / f"{content_hash}{suffix}"
 
     def remove(self, id: str) -> None:
         """Forget the entry, and delete its file unless another entry has the same. Raises as :meth:`get`."""

@@ -11,6 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from models.errors import UserError
+from models.precision import Precision
 
 # Set when this module is imported, because both libraries read them once, when they are imported themselves.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -48,6 +49,15 @@ class Settings(BaseSettings):
     )
     memory_budget_gb: float | None = Field(
         None, gt=0, le=100_000, description="GB that models may hold at once; by default what is free, less a reserve."
+    )
+    precision: Literal["auto", "float32", "bfloat16", "float16", "int8", "nf4"] = Field(
+        "auto", description="How weights are held; 'auto' takes what this machine computes fastest at no visible loss."
+    )
+    model_precision: Annotated[dict[str, Precision], NoDecode, BeforeValidator(_decoded)] = Field(
+        {}, description='Another precision for some models, as JSON: {"crossflow": "int8"}.'
+    )
+    unload_after_minutes: float | None = Field(
+        None, gt=0, le=100_000, description="Minutes after which an unused model leaves memory; by default never."
     )
     local_weights: Annotated[dict[str, Path], NoDecode, BeforeValidator(_decoded)] = Field(
         {}, description='Folders to load models from instead, as JSON: {"crossflow": "/data/crossflow"}.'

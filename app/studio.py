@@ -6,21 +6,27 @@ import logging
 import queue
 import secrets
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import psutil
+import torch
 from pydantic import JsonValue
 
 from app.library import Entry, Library
+from app.recovery import events_of
 from app.settings import Settings
-from models.catalog import catalog
+from models.accounts import Decision, Freed, Metrics, ModelStatus
+from models.catalog import ModelSpec, catalog
 from models.errors import Cancelled, UserError
 from models.machine import choose_device, memory_budget
 from models.manager import ModelManager
+from models.precision import PRECISIONS, Precision
+from models.quantize import choose_precision, measured_speeds
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Registry, Runtime, installed_registry
 from pipelines.media import Artifact, Text
 
@@ -36,6 +42,20 @@ class Saved:
 
     entry: Entry
     artifact: Artifact
+
+
+@dataclass(frozen=True)
+class MachineState:
+    """What the models take of this machine, and what the manager decided; ``decisions`` oldest first."""
+
+    models: list[ModelStatus]
+    decisions: list[Decision]
+    metrics: Metrics
+    used_bytes: int
+    budget_bytes: int
+    rss_bytes: int
+    device: str
+    precision: str
 
 
 class InternalError(Exception):
@@ -54,10 +74,12 @@ class Studio:
     ) -> None:
         self.settings = settings
         self.registry = registry or installed_registry()
-        self.manager = manager or build_manager(settings)
+        self.manager = manager or build_manager(settings, self.registry)
         # Pipelines run in one thread of their own: two would fight for the same cores, and autocast and inference mode
         # belong to a thread, whereas a web server may resume an iterator in another thread than it began in.
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="generation")
+        self._queue: list[Pipeline] = []  # what runs and what waits, in order: the manager's plan
+        self._queue_lock = threading.Lock()
 
     @cached_property
     def library(self) -> Library:
@@ -89,13 +111,19 @@ class Studio:
         params: dict[str, Any],
         cancelled: threading.Event | None = None,
     ) -> Iterator[Progress | Saved]:
-        """Like :meth:`run`, with every artifact saved to the gallery as it comes."""
+        """Like :meth:`run`, with every artifact saved to the gallery as it comes, and its attachments kept."""
         with reporting():
             library = self.library
+            kept = False
             events = self.run(pipeline_name, inputs, params, cancelled)
             title = title_of(inputs) or self.registry.get(pipeline_name).title
             for event in events:
                 if isinstance(event, Produced):
+                    if not kept:
+                        for item in inputs:
+                            if not isinstance(item, Text):
+                                library.keep_input(item)
+                        kept = True
                     yield Saved(library.add(event.artifact, title), event.artifact)
                 else:
                     yield event
@@ -108,6 +136,25 @@ class Studio:
         provenance = self.library.get(entry_id).provenance
         inputs = [self._input(described) for described in provenance.inputs]
         return provenance.pipeline, inputs, {**provenance.params, "seed": provenance.seed}
+
+    def machine(self) -> MachineState:
+        """What models are where, what they take, and the latest decisions."""
+        manager = self.manager
+        precisions = sorted(set(manager.precisions.values()))
+        return MachineState(
+            models=manager.status(),
+            decisions=manager.decisions(),
+            metrics=manager.metrics,
+            used_bytes=manager.used_bytes,
+            budget_bytes=manager.budget_bytes,
+            rss_bytes=psutil.Process().memory_info().rss,
+            device=str(manager.device),
+            precision=", ".join(precisions),
+        )
+
+    def free(self, key: str | None = None) -> Freed:
+        """Drop one model, or every idle one; raises :class:`UserError` for one that is unknown or in use."""
+        return self.manager.free(key)
 
     def _input(self, described: dict[str, JsonValue]) -> Artifact:
         if described["medium"] == Text.medium:
@@ -122,11 +169,34 @@ class Studio:
 
         def work() -> None:
             try:
-                for event in _stream(pipeline, inputs, params, runtime):
+                for event in events_of(pipeline, inputs, params, runtime, self.manager):
                     events.put(event)
             finally:
                 events.put(None)
 
+        with self._queued(pipeline):
+            yield from self._stream(work, events, runtime)
+
+    @contextmanager
+    def _queued(self, pipeline: Pipeline) -> Iterator[None]:
+        """Tell the manager which models are going to be asked for, as long as the request waits or runs."""
+        with self._queue_lock:
+            self._queue.append(pipeline)
+            self._expect()
+        try:
+            yield
+        finally:
+            with self._queue_lock:
+                self._queue.remove(pipeline)
+                self._expect()
+
+    def _expect(self) -> None:
+        self.manager.expect([key for pipeline in self._queue for key in pipeline.models])
+
+    def _stream(
+        self, work: Callable[[], None], events: queue.SimpleQueue[Event | None], runtime: Runtime
+    ) -> Iterator[Progress | Produced]:
+        """Do ``work`` in the lane and yield what it puts into ``events``, up to the ``None`` at its end."""
         job = self._lane.submit(work)
         told = False
         try:
@@ -149,15 +219,41 @@ class Studio:
                 job.cancel()
 
 
-def build_manager(settings: Settings) -> ModelManager:
-    """The manager of the settings' device, budget and models."""
+def build_manager(settings: Settings, registry: Registry | None = None) -> ModelManager:
+    """The manager of the settings' device, budget, models and precision.
+
+    Precision ``auto`` halves memory at no visible loss and no loss of speed on this machine, goes lower where a model
+    loses nothing visible by it, and lower still if the models of some pipeline would not fit together otherwise.
+    """
     device = choose_device(settings.device)
-    budget = settings.memory_budget_gb
+    specs = catalog(settings.profile, settings.local_weights)
+    given = settings.memory_budget_gb
+    budget = memory_budget(device) if given is None else int(given * 1e9)
+    precisions = _chosen_precisions(settings, specs, registry or installed_registry(), device, budget)
+    for key in settings.model_precision:
+        if key not in specs:
+            raise UserError(
+                f"There is no model called {key[:60]!r} to set a precision for.", f"There is: {', '.join(specs)}."
+            )
     return ModelManager(
-        catalog(settings.profile, settings.local_weights),
+        specs,
         device,
-        memory_budget(device) if budget is None else int(budget * 1e9),
+        budget,
+        precisions=precisions | settings.model_precision,
+        may_lower_precision=settings.precision == "auto",
+        host_bytes=memory_budget(torch.device("cpu")) // 2 if device.type == "cuda" else 0,
+        idle_seconds=settings.unload_after_minutes and 60 * settings.unload_after_minutes,
     )
+
+
+def _chosen_precisions(
+    settings: Settings, specs: Mapping[str, ModelSpec], registry: Registry, device: torch.device, budget: int
+) -> dict[str, Precision]:
+    if settings.precision != "auto":
+        return dict.fromkeys(specs, settings.precision)
+    sets = [[specs[key].bytes for key in pipeline.models if key in specs] for pipeline in registry]
+    fits = choose_precision(max(map(sum, sets), default=0), budget, measured_speeds(device))
+    return {key: max(fits, spec.lossless, key=PRECISIONS.index) for key, spec in specs.items()}
 
 
 def title_of(inputs: Sequence[Artifact]) -> str:
@@ -165,21 +261,6 @@ def title_of(inputs: Sequence[Artifact]) -> str:
     texts = [" ".join(item.text[: 8 * TITLE_LENGTH].split()) for item in inputs if isinstance(item, Text)]
     title = " → ".join(texts)
     return title if len(title) <= TITLE_LENGTH else title[: TITLE_LENGTH - 1] + "…"
-
-
-def _stream(
-    pipeline: Pipeline, inputs: Sequence[Artifact], params: Params, runtime: Runtime
-) -> Iterator[Progress | Produced]:
-    """The pipeline's events with a look at the user's wish to stop between them, even if the pipeline never looks."""
-    runtime.raise_if_cancelled()
-    stream = pipeline.run(inputs, params, runtime)
-    try:
-        for event in stream:
-            yield event
-            runtime.raise_if_cancelled()
-    finally:
-        if isinstance(stream, Generator):
-            stream.close()  # here and now, so that its leases end with the run
 
 
 def _check_media(pipeline: Pipeline, inputs: Sequence[Artifact]) -> None:

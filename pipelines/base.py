@@ -79,10 +79,14 @@ class Lender(Protocol):
 
 @dataclass
 class Runtime:
-    """What a run is given beside inputs and params: models by lease, and the wish to stop."""
+    """What a run is given beside inputs and params: models by lease, and the wish to stop.
+
+    ``micro_batch``: how many things may be computed at once; less after memory ran out.
+    """
 
     models: Lender
     cancelled: threading.Event = field(default_factory=threading.Event)
+    micro_batch: int = 16
 
     def raise_if_cancelled(self) -> None:
         """Raises :class:`Cancelled`; called between denoising steps."""
@@ -116,6 +120,10 @@ class Pipeline(ABC):
     def run(self, inputs: Sequence[Artifact], params: Params, runtime: Runtime) -> Iterator[Event]:
         """A batch of one."""
         return self.run_batch([inputs], params, runtime)
+
+    def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
+        """What the memory of a run grows with beside its models, such as the number of pictures at once."""
+        return (1,)
 
     def parse_params(self, values: dict[str, Any]) -> Params:
         """``values`` checked against the bounds; raises :class:`UserError` naming the first field that is wrong."""

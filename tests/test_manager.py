@@ -12,47 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from torch import nn
 
-from models.catalog import ModelSpec
 from models.errors import UserError
-from models.manager import ModelManager, bytes_of
-from models.sources import Folder
-
-CPU = torch.device("cpu")
-UNIT = 4 * 1000  # bytes of a model of size 1
-
-
-class Weights(nn.Module):
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self.values = nn.Parameter(torch.zeros(size * 1000))
-
-
-def spec_of(
-    key: str, folder: Path, size: int = 1, expected: int | None = None, load: Callable[[Path], object] | None = None
-) -> ModelSpec:
-    build = load or (lambda _: Weights(size))
-    return ModelSpec(key, "lite", Folder(folder), build, "Apache-2.0", UNIT * size if expected is None else expected)
-
-
-def manager_of(budget: int, *specs: ModelSpec) -> ModelManager:
-    return ModelManager({spec.key: spec for spec in specs}, CPU, budget * UNIT)
-
-
-def resident(manager: ModelManager) -> list[str]:
-    """Keys in memory, most recently used first."""
-    return [row.key for row in manager.status()]
-
-
-def use(manager: ModelManager, *keys: str) -> None:
-    for key in keys:
-        with manager.lease(key):
-            pass
+from models.modules import bytes_of
+from tests.tiny_models import UNIT, Weights, manager_of, resident, spec_of, use
 
 
 def test_a_lease_gives_the_model_ready_for_inference_and_keeps_it(tmp_path: Path) -> None:
@@ -149,18 +116,11 @@ def test_one_waiter_whose_callback_fails_does_not_spoil_the_load_of_another(tmp_
     assert manager.status()[0].leases == 0
 
 
-def test_the_least_recently_used_goes_first(tmp_path: Path) -> None:
+def test_what_is_asked_for_most_often_stays(tmp_path: Path) -> None:
     manager = manager_of(3, *(spec_of(key, tmp_path) for key in "abcd"))
-    use(manager, "a", "b", "c", "a", "d")
-    assert resident(manager) == ["d", "a", "c"]
-
-
-def test_a_lease_that_ends_late_counts_as_recent_use(tmp_path: Path) -> None:
-    manager = manager_of(2, *(spec_of(key, tmp_path) for key in "abc"))
-    with manager.lease("a"):
-        use(manager, "b")
-    use(manager, "c")
-    assert resident(manager) == ["c", "a"]
+    use(manager, "a", "b", "c")
+    use(manager, *"ac" * 20, "d")
+    assert sorted(resident(manager)) == ["a", "c", "d"]
 
 
 def test_a_leased_model_is_never_evicted_and_the_sentence_names_what_is_in_the_way(tmp_path: Path) -> None:
@@ -237,11 +197,13 @@ def test_free_drops_what_is_idle_and_says_how_much_that_was(tmp_path: Path) -> N
     with manager.lease("c"):
         with pytest.raises(UserError, match="in use"):
             manager.free("c")
-        assert manager.free("a") == UNIT
-        assert manager.free("a") == 0
-        assert manager.free() == 2 * UNIT
+        freed = manager.free("a")
+        assert (freed.before, freed.after) == ({"cpu": 6 * UNIT}, {"cpu": 5 * UNIT})
+        assert manager.free("a").bytes == 0
+        freed = manager.free()
+        assert freed.bytes == 2 * UNIT and freed.kept == ("c",)
         assert resident(manager) == ["c"]
-    assert manager.free() == 3 * UNIT and manager.used_bytes == 0
+    assert manager.free().bytes == 3 * UNIT and manager.used_bytes == 0
 
 
 def test_a_dropped_model_is_really_gone(tmp_path: Path) -> None:
@@ -259,12 +221,9 @@ def test_a_dropped_model_is_really_gone(tmp_path: Path) -> None:
 
 
 def test_a_record_names_files_and_precision(tmp_path: Path) -> None:
-    for name, content in (("one", b"1"), ("two", b"2")):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "model.safetensors").write_bytes(content)
-    manager = manager_of(2, spec_of("one", tmp_path / "one"), spec_of("two", tmp_path / "two"))
+    manager = manager_of(2, spec_of("one", tmp_path), spec_of("two", tmp_path), precisions={"two": "bfloat16"})
     one, two = manager.record("one"), manager.record("two")
-    assert one.key == "one" and one.precision in ("float32", "bfloat16")
+    assert one.key == "one" and (one.precision, two.precision) == ("float32", "bfloat16")
     assert len(one.checksum) == 64 and one.checksum != two.checksum
     use(manager, "one")
     assert manager.record("one") == one
@@ -326,7 +285,7 @@ class Accounts(RuleBasedStateMachine):
                 self.manager.free(key)
         else:
             there = key in resident(self.manager)
-            assert self.manager.free(key) == (self.sizes[key] * UNIT if there else 0)
+            assert self.manager.free(key).bytes == (self.sizes[key] * UNIT if there else 0)
 
     @invariant()
     def accounts_are_exact(self) -> None:

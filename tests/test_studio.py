@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import pytest
 
 from app.settings import Settings
@@ -13,7 +14,7 @@ from app.studio import InternalError, Saved, Studio, title_of
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Registry, Route, Runtime
-from pipelines.media import Artifact, Text
+from pipelines.media import Artifact, Image, Text
 from tests.tiny import Paint
 
 APPLE = [Text("a red apple")]
@@ -247,3 +248,32 @@ def test_the_default_studio_is_built_from_settings(tiny_settings: Settings, tiny
     assert isinstance(studio.manager, ModelManager)
     assert studio.manager.budget_bytes == 500_000_000 and studio.manager.device.type == "cpu"
     assert "crossflow" in studio.manager.specs
+
+
+def test_a_remix_finds_the_files_that_were_attached(tiny_studio: Studio) -> None:
+    attached = [Image(np.full((16, 16, 3), grey, np.uint8)) for grey in (10, 200)]
+    [blend] = saved(tiny_studio, "tiny-blend", attached, share=0.25)
+    assert tiny_studio.library.count() == 1, "what was attached is kept, but is no entry of its own"
+    name, inputs, params = tiny_studio.remix(blend.entry.id)
+    [again] = saved(tiny_studio, name, inputs, **params)
+    assert again.artifact.content_hash() == blend.artifact.content_hash()
+    assert again.entry.path.read_bytes() == blend.entry.path.read_bytes()
+
+
+def test_the_manager_is_told_what_waits_and_forgets_it_when_done(tiny_studio: Studio) -> None:
+    events = tiny_studio.run("tiny-paint", APPLE, {"steps": 2})
+    next(events)
+    assert [(row.key, row.expected) for row in tiny_studio.manager.status()] == [("painter", True)]
+    list(events)
+    assert [(row.key, row.expected) for row in tiny_studio.manager.status()] == [("painter", False)]
+
+
+def test_the_machine_tells_what_is_in_memory_and_frees_it(tiny_studio: Studio) -> None:
+    saved(tiny_studio, "tiny-paint", APPLE)
+    state = tiny_studio.machine()
+    assert [row.key for row in state.models] == ["painter"] and state.used_bytes == state.models[0].bytes > 0
+    assert state.rss_bytes > state.used_bytes and "Loaded painter" in state.decisions[-1].sentence()
+    assert tiny_studio.free("painter").bytes == state.used_bytes
+    assert tiny_studio.machine().models == []
+    with pytest.raises(UserError, match="no model called"):
+        tiny_studio.free("nobody")

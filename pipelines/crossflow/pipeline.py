@@ -63,6 +63,9 @@ class CrossFlow(Pipeline):
         ("a purple mushroom",),
     )
 
+    def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
+        return (cast(CrossFlowParams, params).num_images,)
+
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(CrossFlowParams, params)
         prompts = [clean_prompt(_text(item)) for (item,) in inputs]
@@ -105,6 +108,9 @@ class CrossFlowMorph(Pipeline):
     examples = (("a sun", "a moon"), ("a red apple", "a green apple"), ("a cat", "a dog"))
 
     STRIP = 6
+
+    def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
+        return (cast(MorphParams, params).num_frames,)
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(MorphParams, params)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # they import diffusers and transformers, which takes seconds
     from models.text_encoder import TextEncoder
 
 MODELS = ("text-encoder", "crossflow", "autoencoder")
-MICRO_BATCH = 16
 PREVIEWS = 5
 
 
@@ -67,7 +66,7 @@ class Painter:
         self, source: Tensor, steps: int, guidance_scale: float, note: str
     ) -> Generator[Progress, None, np.ndarray]:
         """Yields progress after every step, with a few previews; returns the pictures, (B, H, W, 3) uint8."""
-        chunks = source.split(MICRO_BATCH)
+        chunks = source.split(self.runtime.micro_batch)
         total, painted = steps * len(chunks), []
         for index, chunk in enumerate(chunks):
             sampler = fm.euler_steps(self._velocity, chunk, steps, guidance_scale)

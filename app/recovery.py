@@ -1,0 +1,63 @@
+"""A pipeline's events, over again with less at once when memory runs out in the middle."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+
+from models.loading import is_out_of_memory
+from models.manager import ModelManager
+from models.working_memory import Work
+from pipelines.base import Params, Pipeline, Produced, Progress, Runtime
+from pipelines.media import Artifact
+
+
+def events_of(
+    pipeline: Pipeline, inputs: Sequence[Artifact], params: Params, runtime: Runtime, manager: ModelManager
+) -> Iterator[Progress | Produced]:
+    """The events of a run, with a look at the user's wish to stop between them, even if the pipeline never looks.
+
+    If an allocation fails, the run starts again: first with idle models dropped, then with smaller and smaller
+    micro-batches, then in a lower precision if the settings leave the choice to us. A run is deterministic, so what had
+    been produced by then is not produced twice. Raises :class:`UserError` when all of that is of no use.
+    """
+    told, relieved = 0, False
+    work = Work(pipeline.name, pipeline.shape_of_work(inputs, params), str(manager.dtype).removeprefix("torch."))
+    while True:
+        try:
+            with manager.working(work):
+                for number, event in _numbered(_checked(pipeline.run(inputs, params, runtime), runtime)):
+                    if isinstance(event, Progress):
+                        yield event
+                    elif number > told:
+                        told = number
+                        yield event
+            return
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            if not relieved:
+                relieved = True
+                manager.relieve(error)
+            elif runtime.micro_batch > 1:
+                runtime.micro_batch //= 2
+            elif not manager.lower_precision():
+                raise manager.out_of_memory(work) from error
+
+
+def _checked(stream: Iterator[Progress | Produced], runtime: Runtime) -> Iterator[Progress | Produced]:
+    runtime.raise_if_cancelled()
+    try:
+        for event in stream:
+            yield event
+            runtime.raise_if_cancelled()
+    finally:
+        if isinstance(stream, Generator):
+            stream.close()  # here and now, so that its leases end with the run
+
+
+def _numbered(stream: Iterator[Progress | Produced]) -> Iterator[tuple[int, Progress | Produced]]:
+    """Each event with the count of artifacts so far."""
+    count = 0
+    for event in stream:
+        count += isinstance(event, Produced)
+        yield count, event

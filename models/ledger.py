@@ -1,0 +1,220 @@
+"""The model manager's books: what is in memory, what may take how much, who goes when another needs room, and why.
+
+Nothing here loads or waits; the manager holds its lock around every call.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+
+from models.accounts import Candidate, Decision, Kind, Metrics, readable_bytes
+from models.errors import UserError
+from models.eviction import Choose, Reuse, expected_reload_seconds
+from models.resident import Resident
+
+log = logging.getLogger(__name__)
+
+DECISIONS_KEPT = 200
+
+
+class Evicted(NamedTuple):
+    """What there was to choose from, what went, and its bytes."""
+
+    candidates: tuple[Candidate, ...] = ()
+    chosen: tuple[str, ...] = ()
+    bytes: int = 0
+
+
+NOTHING = Evicted()
+
+
+class Ledger:
+    """The books of one device.
+
+    ``send_off(residents)`` is called with those that were evicted to the host's memory, an empty list if all were
+    dropped; by then the accounts have it already.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        budget_bytes: int,
+        host_bytes: int,
+        choose: Choose,
+        send_off: Callable[[Sequence[Resident]], None],
+    ) -> None:
+        self.device = device
+        self.budget_bytes = budget_bytes
+        self.host_bytes = host_bytes
+        self.reserved = 0  # bytes that running work needs beside weights
+        self.expected: tuple[str, ...] = ()  # keys that queued plans will lease, soonest first
+        self.reuse = Reuse()
+        self.seconds: dict[tuple[str, str], float] = {}  # a load's, by key and the tier that it started from
+        self.metrics = Metrics()
+        self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
+        self._by_key: dict[str, Resident] = {}  # several keys may share one
+        self._choose = choose
+        self._send_off = send_off
+
+    # ------------------------------------------------------------------------------------------- who is there
+
+    def residents(self) -> list[Resident]:
+        return list(dict.fromkeys(self._by_key.values()))
+
+    def get(self, key: str) -> Resident | None:
+        return self._by_key.get(key)
+
+    def enter(self, resident: Resident) -> None:
+        self._by_key[resident.key] = resident
+        self._high_water()
+
+    def name(self, resident: Resident, key: str) -> None:
+        """Let ``key`` be one more name of the resident."""
+        self._by_key[key] = resident
+        resident.keys.append(key)
+
+    def forget(self, resident: Resident) -> None:
+        for key in resident.keys:
+            if self._by_key.get(key) is resident:
+                del self._by_key[key]
+
+    def forget_dead_holders(self) -> None:
+        """End the leases of threads that ended without ending them, and say whose they were."""
+        for resident in self.residents():
+            for lease in [lease for lease in resident.leases if not lease.thread.is_alive()]:
+                log.warning("the thread '%s' ended without giving back the model '%s'", lease.owner, resident.key)
+                resident.leases.remove(lease)
+
+    # ------------------------------------------------------------------------------------------- bytes
+
+    @property
+    def used(self) -> int:
+        """Bytes on the device, with models on their way there as expected."""
+        return sum(resident.bytes for resident in self.residents() if resident.on_device)
+
+    @property
+    def in_use(self) -> int:
+        """Bytes of models that cannot go: leased, or loading."""
+        return sum(resident.bytes for resident in self.residents() if resident.on_device and not resident.idle)
+
+    def by_device(self) -> dict[str, int]:
+        held = {str(self.device): self.used}
+        if self.host_bytes:
+            held["host"] = sum(resident.bytes for resident in self.residents() if not resident.on_device)
+        return held
+
+    def fits_without_harm(self, need: int) -> bool:
+        """Whether ``need`` bytes could be had from free room and models that nobody uses or expects."""
+        useless = sum(item.bytes for item in self.candidates() if item.key not in self.expected)
+        return need <= self.budget_bytes - self.reserved - self.used + useless
+
+    def reserve(self, operation: str, need: int) -> int:
+        """Keep up to ``need`` bytes free for work beside weights; returns how many could be kept.
+
+        Models that the work itself or another plan is going to lease do not go for it.
+        """
+        awaited = sum(item.bytes for item in self.candidates() if item.key in self.expected)
+        need = min(need, max(0, self.budget_bytes - self.reserved - self.in_use - awaited))
+        self.reserved += need
+        short = self.used + self.reserved - self.budget_bytes
+        if short > 0:
+            self.decide("made room", operation, self._evict(short, "room for work"), need=need)
+        return need
+
+    def make_room(self, key: str, need: int) -> Evicted:
+        """Evict idle models until ``need`` bytes fit; none at all if they cannot: then it raises :class:`UserError`."""
+        self.forget_dead_holders()
+        if self.in_use + need > self.budget_bytes:
+            self.decide("refused", key, need=need)
+            raise self._too_big(key, need)
+        # Work in progress keeps its reserve where it can; a model that could not be had otherwise comes first.
+        reserved = min(self.reserved, self.budget_bytes - self.in_use - need)
+        short = self.used + reserved + need - self.budget_bytes
+        return self._evict(short, "room for a model") if short > 0 else NOTHING
+
+    def settle(self, resident: Resident, measured: int) -> Evicted:
+        """Replace what was expected of a model in the accounts by what it takes."""
+        expected, resident.bytes = resident.bytes, 0
+        try:
+            evicted = self.make_room(resident.key, measured)
+        except UserError:
+            resident.bytes = expected
+            raise
+        resident.bytes = measured
+        self._high_water()
+        return evicted
+
+    def drop(self, gone: Sequence[Resident], reason: str) -> Evicted:
+        """Let go of idle models altogether."""
+        for resident in gone:
+            self.forget(resident)
+        self.metrics.evictions[reason] += len(gone)
+        return Evicted((), tuple(resident.key for resident in gone), sum(resident.bytes for resident in gone))
+
+    def _evict(self, short: int, reason: str) -> Evicted:
+        """Give up idle models for ``short`` bytes: to the host's memory while there is room, else altogether."""
+        candidates = self.candidates()
+        gone = [self._by_key[item.key] for item in self._choose(candidates, short, self.expected)]
+        room = self.host_bytes - sum(resident.bytes for resident in self.residents() if not resident.on_device)
+        kept = []
+        for resident in gone:
+            if resident.bytes <= room:
+                room -= resident.bytes
+                resident.on_device = False
+                kept.append(resident)
+        dropped = self.drop([resident for resident in gone if resident not in kept], reason)
+        self.metrics.evictions[reason] += len(kept)
+        self._send_off(kept)
+        names = tuple(resident.key for resident in kept)
+        return Evicted(tuple(candidates), names + dropped.chosen, dropped.bytes + sum(r.bytes for r in kept))
+
+    # ------------------------------------------------------------------------------------------- values and words
+
+    def candidates(self) -> list[Candidate]:
+        """Idle models on the device, each under the name by which a plan expects it, if one does."""
+        idle = [resident for resident in self.residents() if resident.idle and resident.on_device]
+        names = [next((key for key in r.keys if key in self.expected), r.key) for r in idle]
+        return [Candidate(name, r.bytes, self._value(r), r.last_used) for name, r in zip(names, idle, strict=True)]
+
+    def _value(self, resident: Resident) -> float:
+        measured = self.seconds.get((resident.key, "host" if self.host_bytes else "disk"))
+        seconds = expected_reload_seconds(resident.bytes, measured)
+        return seconds * max(self.reuse.chance(key) for key in resident.keys)
+
+    def decide(
+        self, kind: Kind, key: str, evicted: Evicted = NOTHING, *, need: int = 0, seconds: float = 0.0, note: str = ""
+    ) -> None:
+        """Keep a record of a decision."""
+        room = max(0, self.budget_bytes - self.in_use)
+        self.decisions.append(Decision(kind, key, need, room, *evicted, seconds, note))
+
+    def out_of_memory(self, what: str, need: int | None) -> UserError:
+        """Memory ran out in ``what`` although ``need`` bytes, where that is known, were to be had by the accounts."""
+        needs = f"it needs {readable_bytes(need)}" if need is not None else "what it needs is not known yet"
+        budget, held = readable_bytes(self.budget_bytes), self._largest_holders() or "none"
+        return UserError(
+            f"Memory ran out in {what}: {needs}, the memory budget is {budget}, models in use: {held}.",
+            "Close other programs, ask for less at once, or choose a smaller precision.",
+        )
+
+    def _too_big(self, key: str, need: int) -> UserError:
+        budget = readable_bytes(self.budget_bytes)
+        sentence = f"The model '{key}' needs {readable_bytes(need)}, and the memory budget is {budget}"
+        if need > self.budget_bytes:
+            return UserError(f"{sentence}.", "Raise the memory budget, or use smaller models: the lite profile.")
+        return UserError(
+            f"{sentence}, of which these are in use: {self._largest_holders()}.",
+            "Wait until they are free, or raise the budget.",
+        )
+
+    def _largest_holders(self) -> str:
+        holders = sorted(((r.bytes, r.key) for r in self.residents() if not r.idle and r.bytes), reverse=True)
+        return ", ".join(f"{name} with {readable_bytes(size)}" for size, name in holders[:3])
+
+    def _high_water(self) -> None:
+        self.metrics.high_water_bytes = max(self.metrics.high_water_bytes, self.used)

@@ -1,0 +1,82 @@
+"""From files to a model that is ready to compute, and back to free memory."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import os
+import sys
+from pathlib import Path
+
+import torch
+
+from models.catalog import ModelSpec
+from models.errors import UserError
+from models.modules import modules_of
+from models.quantize import Precision, apply_precision, load_prepared, save_prepared
+from models.sources import Files
+
+# Quantizing a model of this size takes long enough to be worth a copy of the result on disk.
+PREPARED_FROM_BYTES = 500_000_000
+
+
+def build(spec: ModelSpec, files: Files, precision: Precision, device: torch.device) -> object:
+    """The model in ``precision`` on ``device``, ready for inference.
+
+    Raises :class:`UserError` for weights that are not numbers, and whatever the model's own loader raises.
+    """
+    prepared = _prepared_folder(files.checksum, precision)
+    worthwhile = spec.skeleton and spec.bytes >= PREPARED_FROM_BYTES and precision in ("int8", "nf4")
+    if worthwhile and spec.skeleton and prepared.is_dir():
+        model = spec.skeleton(files.folder)
+        if load_prepared(model, prepared, precision, device):
+            return _ready(model, device)
+    model = spec.load(files.folder)
+    _check_numbers(spec.key, model)
+    apply_precision(model, precision, device)
+    if worthwhile:
+        save_prepared(model, prepared, precision)
+    return _ready(model, device)
+
+
+def _ready(model: object, device: torch.device) -> object:
+    for module in modules_of(model):
+        module.eval().requires_grad_(False).to(device)
+    return model
+
+
+def _check_numbers(key: str, model: object) -> None:
+    for module in modules_of(model):
+        for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+            if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                raise UserError(
+                    f"The weights of '{key}' are broken: '{name}' holds values that are not numbers.",
+                    "Put the right files there, or fetch them again.",
+                )
+
+
+def _prepared_folder(checksum: str, precision: Precision) -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "synesthete" / "prepared" / f"{checksum[:24]}-{precision}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on an accelerator or on the host (where torch raises a bare RuntimeError)."""
+    host = isinstance(error, RuntimeError) and "allocate memory" in str(error)
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or host
+
+
+def first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:120]
+
+
+def trim_heap(device: torch.device) -> None:
+    """Give the memory of dropped models back to the system, those in reference cycles included."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    if sys.platform == "linux":
+        try:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        except (OSError, AttributeError):  # another C library keeps no such heap
+            return

@@ -1,0 +1,97 @@
+"""Memory that runs out in the middle of a run: less at once, then lower precision, then one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from app.recovery import events_of
+from models.errors import UserError
+from models.manager import ModelManager
+from pipelines.base import Event, Params, Pipeline, Produced, Progress, Route, Runtime, provenance
+from pipelines.media import Artifact, Image, Text
+from tests.tiny_models import manager_of, resident, spec_of, use
+
+
+class Greedy(Pipeline):
+    """Makes two pictures; the second needs more memory than there is, unless ``enough(runtime, manager)``."""
+
+    name = "greedy"
+    title = "Greedy"
+    summary = "Wants memory."
+    routes = (Route(("text",), "image"),)
+    params_type = Params
+    models = ("a",)
+
+    def __init__(self, enough: object) -> None:
+        self.enough = enough
+        self.runs: list[int] = []
+
+    def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+        self.runs.append(runtime.micro_batch)
+        with runtime.models.lease("a"):
+            for number in range(2):
+                yield Progress(number, 2, "Painting")
+                assert callable(self.enough)
+                if number == 1 and not self.enough(runtime, runtime.models):
+                    raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1e12 bytes.")
+                made_by = provenance(self, inputs[0], params, runtime.models, number)
+                yield Produced(Image(np.full((4, 4, 3), number, np.uint8), provenance=made_by))
+
+
+def run(pipeline: Greedy, manager: ModelManager) -> list[int]:
+    """Which pictures came, by their grey."""
+    runtime = Runtime(manager)
+    events = events_of(pipeline, [Text("x")], Params(), runtime, manager)
+    return [int(event.artifact.pixels[0, 0, 0]) for event in events if isinstance(event, Produced)]  # type: ignore[attr-defined]
+
+
+def manager(folder: Path, **options: object) -> ModelManager:
+    linear = spec_of("a", folder, 300, load=lambda _: torch.nn.Linear(256, 256))
+    return manager_of(1000, linear, spec_of("idle", folder), **options)
+
+
+def test_idle_models_go_first_and_nothing_is_made_twice(tmp_path: Path) -> None:
+    models = manager(tmp_path)
+    use(models, "idle")
+    pipeline = Greedy(lambda runtime, manager: "idle" not in resident(manager))
+    assert run(pipeline, models) == [0, 1]
+    assert pipeline.runs == [16, 16]
+    assert any(decision.kind == "out of memory" and "idle" in decision.chosen for decision in models.decisions())
+
+
+def test_then_less_is_computed_at_once(tmp_path: Path) -> None:
+    pipeline = Greedy(lambda runtime, manager: runtime.micro_batch <= 4)
+    assert run(pipeline, manager(tmp_path)) == [0, 1]
+    assert pipeline.runs == [16, 16, 8, 4]
+
+
+def test_then_the_precision_is_lowered_if_that_is_left_to_us(tmp_path: Path) -> None:
+    pipeline = Greedy(lambda runtime, manager: manager.precisions["a"] == "int8")
+    models = manager(tmp_path, may_lower_precision=True)
+    assert run(pipeline, models) == [0, 1]
+    assert models.record("a").precision == "int8"
+
+
+def test_then_the_user_is_told_and_the_accounts_are_exact(tmp_path: Path) -> None:
+    models = manager(tmp_path)
+    with pytest.raises(UserError, match="Memory ran out in greedy") as caught:
+        run(Greedy(lambda runtime, manager: False), models)
+    assert "budget" in caught.value.sentence and caught.value.hint
+    assert all(row.leases == 0 for row in models.status())
+    assert models.used_bytes == sum(row.bytes for row in models.status())
+    assert run(Greedy(lambda runtime, manager: True), models) == [0, 1]
+
+
+def test_any_other_error_is_not_tried_again(tmp_path: Path) -> None:
+    def broken(runtime: Runtime, manager: ModelManager) -> bool:
+        raise RuntimeError("shapes do not match")
+
+    pipeline = Greedy(broken)
+    with pytest.raises(RuntimeError, match="shapes"):
+        run(pipeline, manager(tmp_path))
+    assert pipeline.runs == [16]

@@ -1,0 +1,50 @@
+"""Real modules of a few kilobytes, and managers of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models.catalog import ModelSpec
+from models.manager import ModelManager
+from models.sources import Folder
+
+CPU = torch.device("cpu")
+UNIT = 4 * 1000  # bytes of a model of size 1
+
+
+class Weights(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.values = nn.Parameter(torch.zeros(size * 1000))
+
+
+def spec_of(
+    key: str, folder: Path, size: int = 1, expected: int | None = None, load: Callable[[Path], object] | None = None
+) -> ModelSpec:
+    """A model of ``size`` units from files of its own, so that no two are equal."""
+    own = folder / key[:20].replace("\0", "")
+    if folder.is_dir():
+        own.mkdir(exist_ok=True)
+        (own / "name.txt").write_text(key)
+    build = load or (lambda _: Weights(size))
+    return ModelSpec(key, "lite", Folder(own), build, "Apache-2.0", UNIT * size if expected is None else expected)
+
+
+def manager_of(budget: int, *specs: ModelSpec, **options: Any) -> ModelManager:
+    return ModelManager({spec.key: spec for spec in specs}, CPU, budget * UNIT, **options)
+
+
+def resident(manager: ModelManager) -> list[str]:
+    """Keys in memory, most recently used first."""
+    return [row.key for row in manager.status()]
+
+
+def use(manager: ModelManager, *keys: str) -> None:
+    for key in keys:
+        with manager.lease(key):
+            pass
