@@ -48,14 +48,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, settings: Settings, arguments: argparse.Namespace) -> int:
-    from app import commands  # torch takes seconds to import: not before the arguments are known to be right
+    # torch takes seconds to import: not before the arguments are known to be right
+    from app import commands, model_commands
     from app.studio import InternalError, reporting
 
     chosen: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
         "serve": commands.serve,
         "generate": commands.generate,
         "pipelines": commands.pipelines,
-        "models": commands.models,
+        "models": model_commands.models,
         "doctor": commands.examine,
     }
     try:
@@ -87,18 +88,38 @@ def _parser() -> argparse.ArgumentParser:
 
     pipelines = commands.add_parser("pipelines", help="list the pipelines and their settings")
     pipelines.add_argument("names", nargs="*", metavar="NAME", help="only these")
-    models = commands.add_parser("models", help="list the models")
-    _add_settings(models, ["profile", "local_weights"])
+    models = commands.add_parser("models", help="list, fetch, verify and free the models")
+    _add_model_actions(models)
     doctor = commands.add_parser("doctor", help="say what works on this machine, and why not")
     _add_settings(doctor, every)
-    for listing in (pipelines, models, doctor):
+    for listing in (pipelines, doctor):
         listing.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
 
+def _add_model_actions(models: argparse.ArgumentParser) -> None:
+    """``models`` alone lists; what may follow it may also follow its actions."""
+    actions = models.add_subparsers(dest="action", metavar="ACTION", parser_class=_Parser)
+    listing = actions.add_parser("list", help="sizes, licences, and what is on this machine; also without ACTION")
+    fetch = actions.add_parser("fetch", help="bring models to this machine; a broken fetch goes on where it stopped")
+    fetch.add_argument("keys", nargs="*", metavar="KEY", help="only these")
+    fetch.add_argument("--accept-licence", action="store_true", help="also where the licence restricts use")
+    verify = actions.add_parser("verify", help="hash the files again; code 2 if one is not what it was")
+    verify.add_argument("keys", nargs="*", metavar="KEY", help="only these")
+    free = actions.add_parser("free", help="make a running app drop models that nobody uses or waits for")
+    free.add_argument("key", nargs="?", metavar="KEY", help="only this one")
+    free.add_argument("--all", action="store_true", help="also those that waiting requests need")
+    free.add_argument("--url", metavar="URL", help="the app's address; by default this machine, at the settings' port")
+    models.add_argument("--json", action="store_true", help="print JSON")
+    for action in (listing, fetch, verify, free):
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print JSON")
+    for parser in (models, listing, fetch, verify):
+        _add_settings(parser, ["profile", "local_weights"])
+
+
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """A flag a setting. Values are checked by :class:`Settings`, like those of the environment."""
+    """A flag a setting; no argument where it is not given. :class:`Settings` checks values as of the environment."""
     group = parser.add_argument_group("settings", "also read from the environment, SYNESTHETE_<NAME>, and from .env")
     for name in names:
         description = (Settings.model_fields[name].description or "").replace("%", "%%")
-        group.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", help=description)
+        group.add_argument(f"--{name.replace('_', '-')}", metavar="VALUE", default=argparse.SUPPRESS, help=description)

@@ -15,9 +15,7 @@ from app import describe, doctor
 from app.settings import Settings
 from app.studio import Studio, title_of
 from app.target import Target, choose_route
-from models.catalog import ModelSpec, catalog
 from models.errors import UserError
-from models.manager import readable_bytes
 from pipelines.base import Pipeline, Produced, Progress, Registry, installed_registry
 from pipelines.media import Artifact, Text, load_artifact
 
@@ -69,18 +67,6 @@ def pipelines(settings: Settings, arguments: argparse.Namespace, registry: Regis
     return 0
 
 
-def models(settings: Settings, arguments: argparse.Namespace) -> int:
-    """List the profile's models: size, whether they are on this machine, licence."""
-    rows = [_model_row(spec) for spec in catalog(settings.profile, settings.local_weights).values()]
-    if arguments.json:
-        print(json.dumps(rows, indent=2))
-        return 0
-    for row in rows:
-        place = "here" if not row["missing"] else f"missing: {', '.join(row['missing'])}"
-        print(f"{row['key']:<16}{readable_bytes(row['bytes']):>10}  {row['licence']:<12}  {place}")
-    return 0
-
-
 def examine(settings: Settings, arguments: argparse.Namespace) -> int:
     """Say what works on this machine and what does not; 1 if something that is needed fails."""
     checks = []
@@ -95,7 +81,7 @@ def examine(settings: Settings, arguments: argparse.Namespace) -> int:
 
 def _run(studio: Studio, pipeline: Pipeline, inputs: Sequence[Artifact], params: dict[str, Any]) -> list[Artifact]:
     artifacts = []
-    with _bar(sys.stderr) as bar:
+    with progress_bar(sys.stderr) as bar:
         for event in studio.run(pipeline.name, inputs, params):
             if isinstance(event, Produced):
                 artifacts.append(event.artifact)
@@ -128,10 +114,6 @@ def _described(path: Path, artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def _model_row(spec: ModelSpec) -> dict[str, Any]:
-    return {"key": spec.key, "bytes": spec.bytes, "licence": spec.licence, "missing": list(spec.source.missing())}
-
-
 class _Bar:
     """One line that is drawn over again."""
 
@@ -146,7 +128,7 @@ class _Bar:
 
 
 @contextmanager
-def _bar(stream: TextIO) -> Iterator[Any]:
+def progress_bar(stream: TextIO) -> Iterator[Any]:
     """Shows progress on a terminal, nothing anywhere else; the line is gone at the end."""
     if not stream.isatty():
         yield lambda event: None

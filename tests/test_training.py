@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from models.nets.crossflow import CrossFlow, StageConfig
 from training import loop
 from training.captions import Captioned, draw_caption
+from training.crossflow import CONFIG, Trainee, crossflow_loss
+from training.muon import Muon, orthogonalised
 from training.pictures import concept_name, split_of
 from training.recolour import COLOURS, dominant_hue, hue_distance, recolour, recoloured_concept
 
@@ -147,3 +151,56 @@ def test_batches_from_a_later_step_are_the_same_batches(seed: int, start: int) -
     expected = [next(whole) for _ in range(start + 3)][start:]
     later = loop.shuffled_batches(50, 7, seed, start)
     assert all(np.array_equal(batch, next(later)) for batch in expected)
+
+
+@pytest.mark.parametrize("shape", [(24, 64), (64, 24)])
+def test_muon_steps_in_all_directions_alike(shape: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    gradient = torch.randn(shape) * torch.logspace(0, -2, shape[1])
+    values = torch.linalg.svdvals(orthogonalised(gradient, torch.float32))
+    assert values.max() < 1.3 and values.min() > 0.3
+    spread = torch.linalg.svdvals(gradient)
+    assert spread.max() / spread.min() > 5 * values.max() / values.min()
+
+
+def test_muon_fits_an_ill_conditioned_map_and_decays_unused_weights() -> None:
+    torch.manual_seed(0)
+    wanted = torch.randn(16, 16)
+    inputs = torch.randn(256, 16) * torch.logspace(0, -1, 16)
+    layer, unused = nn.Linear(16, 16, bias=False), nn.Parameter(torch.ones(4, 4))
+    optimizer = Muon([{"params": [layer.weight]}, {"params": [unused], "weight_decay": 0.1}], lr=0.1)
+    losses, kept = [], 1.0
+    for step in range(200):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * (1 - step / 200)
+        kept *= 1 - 0.1 * optimizer.param_groups[0]["lr"]
+        loss = (layer(inputs) - inputs @ wanted.T).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        unused.grad = torch.zeros_like(unused)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0] / 200
+    torch.testing.assert_close(unused.detach(), torch.full((4, 4), kept))
+
+
+def test_the_text_encoder_learns_alone_first() -> None:
+    torch.manual_seed(0)
+    config = replace(
+        CONFIG,
+        text_width=32,
+        encoder_heads=4,
+        encoder_hidden=32,
+        tokens=4,
+        stages=(StageConfig("transformer", 8, 16, 16, 3, heads=2), StageConfig("convnext", 16, 8, 8, 1)),
+    )
+    model = Trainee(CrossFlow(config))
+    batch = (torch.randn(6, 8, 16, 16), torch.randn(6, 4, 32), torch.ones(6, 4), torch.eye(6, dtype=torch.bool))
+    loss, metrics = crossflow_loss(model, *batch, encoder_only=True)
+    loss.backward()
+    assert "flow" not in metrics
+    assert all(parameter.grad is None for parameter in model.flow.stages.parameters())
+    assert all(parameter.grad is not None for parameter in model.flow.context_encoder.parameters())
+    loss, metrics = crossflow_loss(model, *batch)
+    loss.backward()
+    assert "flow" in metrics and all(parameter.grad is not None for parameter in model.flow.stages.parameters())

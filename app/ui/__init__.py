@@ -10,6 +10,8 @@ from app.studio import Studio
 from app.ui import markup
 from app.ui.api import build_api
 from app.ui.gallery_tab import GalleryTab
+from app.ui.machine_tab import MachineTab
+from app.ui.metrics import metrics_route
 from app.ui.notices import LIGHT, telling
 from app.ui.studio_tab import PipelinePanel
 from app.ui.theme import HERE, head, theme
@@ -24,14 +26,19 @@ def build(studio: Studio) -> gr.Blocks:
     with gr.Blocks(title="Synesthete", analytics_enabled=False, fill_width=True) as page:
         gr.HTML(markup.header(), apply_default_css=False)
         with gr.Tabs(elem_classes=["rooms"]) as rooms:
-            with gr.Tab("Studio", id="studio"), gr.Tabs(elem_classes=["systems"], overflow_behavior="wrap") as systems:
+            with gr.Tab("Studio", id="studio") as studio_tab:
                 panels = {}
-                for pipeline in studio.registry:
-                    with gr.Tab(pipeline.title, id=pipeline.name):
-                        panels[pipeline.name] = PipelinePanel(studio, pipeline)
+                with gr.Tabs(elem_classes=["systems"], overflow_behavior="wrap") as systems:
+                    for pipeline in studio.registry:
+                        with gr.Tab(pipeline.title, id=pipeline.name):
+                            panels[pipeline.name] = PipelinePanel(studio, pipeline)
             with gr.Tab("Gallery", id="gallery") as gallery_tab:
                 gallery = GalleryTab(studio)
+            with gr.Tab("Machine", id="machine") as machine_tab:
+                machine = MachineTab(studio)
         gr.on([page.load, gallery_tab.select], telling(gallery.refresh), gallery.query, gallery.listing, **LIGHT)
+        machine_tab.select(telling(machine.open), outputs=machine.opened, **LIGHT)
+        gr.on([studio_tab.select, gallery_tab.select], machine.close, outputs=machine.timer, **LIGHT)
         for viewer in [gallery.viewer, *(panel.viewer for panel in panels.values())]:
             _connect_remix(studio, viewer, rooms, systems, panels)
         build_api(studio)
@@ -69,4 +76,5 @@ def launch(studio: Studio) -> None:
         ssr_mode=False,
         share=False,
         run_history=False,
+        app_kwargs={"routes": [metrics_route(studio)]},
     )

@@ -1,6 +1,7 @@
 """The page's programming interface: a typed endpoint for every pipeline, ``/generate_crossflow`` and so on.
 
-A pipeline that can be made from several things has a further one for each, ``/generate_hum_from_image``.
+A pipeline that can be made from several things has a further one for each, ``/generate_hum_from_image``. ``/machine``
+tells what models are where, and ``/free`` drops them.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import asdict
 from html import escape
 from typing import Any
 
@@ -17,8 +19,9 @@ from gradio.events import api
 from gradio_client.utils import is_file_obj_with_meta
 
 from app.library import Entry
-from app.studio import InternalError, Saved, Studio
+from app.studio import InternalError, Saved, Studio, reporting
 from app.ui.inputs import artifact_of, labels_of, ways_in
+from app.ui.machine_tab import free_idle
 from app.ui.markup import file_name
 from app.ui.studio_tab import COMPUTE_LANE
 from models.errors import Cancelled, UserError
@@ -37,6 +40,9 @@ def build_api(studio: Studio) -> None:
                 concurrency_id=COMPUTE_LANE,
                 concurrency_limit=1,
             )
+    # Past the queue, because they are asked when generations take too long or too much.
+    api(machine_endpoint(studio), api_name="machine", queue=False)
+    api(free_endpoint(studio), api_name="free", queue=False)
 
 
 def endpoint_name(pipeline: Pipeline) -> str:
@@ -73,6 +79,41 @@ def endpoint(studio: Studio, pipeline: Pipeline, media: tuple[str, ...]) -> Call
     generate.__signature__ = signature  # type: ignore[attr-defined]
     generate.__annotations__ = {name: given.annotation for name, given in signature.parameters.items()}
     return generate
+
+
+def machine_endpoint(studio: Studio) -> Callable[[], dict[str, Any]]:
+    """A function that returns the studio's :class:`~app.studio.MachineState` as JSON."""
+
+    def machine() -> dict[str, Any]:
+        """The models in memory, the memory in use and allowed, the latest decisions, and counters."""
+        state = studio.machine()
+        return {
+            "models": [asdict(model) for model in state.models],
+            "decisions": [item.as_json() | {"sentence": item.sentence()} for item in state.decisions],
+            "metrics": vars(state.metrics) | {"hit_rate": state.metrics.hit_rate},
+            "used_bytes": state.used_bytes,
+            "budget_bytes": state.budget_bytes,
+            "rss_bytes": state.rss_bytes,
+            "device": state.device,
+            "precision": state.precision,
+        }
+
+    return machine
+
+
+def free_endpoint(studio: Studio) -> Callable[[str, bool], dict[str, Any]]:
+    """A function that frees models and returns bytes before and after, by device. Its errors are for the user."""
+
+    def free(key: str = "", everything: bool = False) -> dict[str, Any]:
+        """Drop the model of that key, or those that nobody uses, with ``everything`` also those needed next."""
+        try:
+            with reporting():
+                freed = studio.free(str(key) or None) if key or everything else free_idle(studio)
+        except (UserError, InternalError) as error:
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+        return asdict(freed) | {"bytes": freed.bytes}
+
+    return free
 
 
 def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
