@@ -25,14 +25,18 @@ from models.text_encoder import TextEncoder, load_text_encoder
 from pipelines.crossflow.styles import styled
 from training.captions import Captioned, draw_caption, recoloured_pictures
 from training.images import save_sheet, to_tensor
-from training.loop import STATE, Metrics, Schedule, shuffled_batches, train
+from training.loop import STATE, Metrics, Schedule, autocast, shuffled_batches, train
+from training.muon import Muon
 from training.pictures import Picture, Pictures, data_folder, load_pictures, verify_checksums
 from training.publish import checksum_of, publish_crossflow
 
 WEIGHTS = Path("assets/weights")
-SEED, BATCH = 23, 96
+SEED, BATCH = 29, 192
+# The text encoder learns alone first, on the contrastive loss: a tenth of the cost, and the backbone then starts on
+# latents that already tell captions apart (paper table 4e: a third fewer steps).
+ENCODER_FIRST = 240
 NULL_SHARE = 0.1
-TIME_MEAN, TIME_DEVIATION = -0.6, 1.1
+TIME_MEAN, TIME_DEVIATION = -1.0, 1.3
 KL_WEIGHT = 40 / 2048
 RECOLOURED_SHARE = 0.25
 CONFIG = CrossFlowConfig(
@@ -41,12 +45,13 @@ CONFIG = CrossFlowConfig(
     tokens=24,
     text_width=384,
     compressed_width=None,
-    encoder_layers=3,
+    encoder_layers=1,
     encoder_hidden=768,
     encoder_heads=8,
     encoder_head="linear",
     stages=(
-        StageConfig("transformer", 8, 320, 640, 11, heads=5),
+        StageConfig("transformer", 4, 384, 768, 11, heads=6),
+        StageConfig("convnext", 8, 192, 384, 5),
         StageConfig("convnext", 16, 96, 192, 5),
     ),
 )
@@ -100,7 +105,7 @@ def cached_latents(autoencoder: ImageAutoencoder, pixels: np.ndarray, path: Path
     if path.exists():
         stored: Tensor = torch.load(path, weights_only=True)
         return stored
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast():
         parts = [autoencoder.encode(to_tensor(pixels[i : i + 64])).half() for i in range(0, len(pixels), 64)]
     latents = torch.cat(parts)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -109,29 +114,32 @@ def cached_latents(autoencoder: ImageAutoencoder, pixels: np.ndarray, path: Path
 
 
 def crossflow_loss(
-    model: Trainee, latents: Tensor, states: Tensor, mask: Tensor, same: Tensor
+    model: Trainee, latents: Tensor, states: Tensor, mask: Tensor, same: Tensor, encoder_only: bool = False
 ) -> tuple[Tensor, Metrics]:
     """One batch: ``latents`` (B, C, H, W), ``states`` (B, L, d), ``mask`` (B, L), ``same`` (B, B)."""
     count = len(latents)
     mean, log_variance = model.flow.encode_text(states, mask)
     source = fm.sample_source(mean, log_variance, torch.randn_like(mean))
+    scale = model.tower.log_scale.exp().clamp(max=100)
+    contrastive = fm.contrastive_loss(model.tower(latents), source.flatten(1), scale, same)
+    kl = fm.kl_loss(mean, log_variance).mean()
+    metrics: Metrics = {
+        "contrastive": contrastive,
+        "kl": kl,
+        "mean_deviation": mean.std(),
+        "sigma": (0.5 * log_variance).exp().mean(),
+    }
+    if encoder_only:
+        return contrastive + KL_WEIGHT * kl, metrics
     t = torch.sigmoid(TIME_MEAN + TIME_DEVIATION * torch.randn(count))
     null = torch.rand(count) < NULL_SHARE
     if null.sum() < 2:
         null = torch.zeros(count, dtype=torch.bool)
     target = fm.exchange_null_targets(latents, null)
     predictions = model.flow(fm.interpolate(source, target, t), t, null)
-    flow = fm.flow_matching_loss(predictions, fm.velocity_target(source, target)).mean()
-    scale = model.tower.log_scale.exp().clamp(max=100)
-    contrastive = fm.contrastive_loss(model.tower(latents), source.flatten(1), scale, same)
-    kl = fm.kl_loss(mean, log_variance).mean()
-    metrics: Metrics = {
-        "flow": flow,
-        "contrastive": contrastive,
-        "kl": kl,
-        "mean_deviation": mean.std(),
-        "sigma": (0.5 * log_variance).exp().mean(),
-    }
+    velocity = fm.velocity_target(source, target)
+    flow = fm.flow_matching_loss(predictions, velocity).mean()
+    metrics |= {"flow": flow, "flow_finest": (predictions[-1] - velocity).square().mean()}
     return flow + contrastive + KL_WEIGHT * kl, metrics
 
 
@@ -145,9 +153,7 @@ def optimizers_of(model: Trainee, lr: float) -> list[Optimizer]:
     ]
     chosen = set(map(id, inside))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in chosen]
-    muon = torch.optim.Muon(
-        [{"params": inside, "peak_lr": lr}], lr=lr, weight_decay=0.02, adjust_lr_fn="match_rms_adamw"
-    )
+    muon = Muon([{"params": inside, "peak_lr": lr}], lr=lr, weight_decay=0.02)
     adamw = torch.optim.AdamW([{"params": rest, "peak_lr": lr}], lr=lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     return [muon, adamw]
 
@@ -249,7 +255,9 @@ def main() -> None:
         captions = [draw_caption(item, rng) for item in items]
         _, which = np.unique(captions, return_inverse=True)
         same = torch.from_numpy(which[:, None] == which[None, :])
-        return crossflow_loss(model, latents[[item.row for item in items]].float(), *states(captions), same)
+        chosen = latents[[item.row for item in items]].float()
+        encoder_only = step < ENCODER_FIRST and arguments.continue_from is None
+        return crossflow_loss(model, chosen, *states(captions), same, encoder_only)
 
     weights = train(
         "crossflow",
@@ -260,9 +268,9 @@ def main() -> None:
         loss_of,
         evaluation,
         seed=SEED,
-        ema_decay=0.998,
+        ema_decay=0.996,
         log_every=20,
-        evaluate_every=400,
+        evaluate_every=300,
     )
     model.load_state_dict(weights)
     publish_crossflow(model.flow, WEIGHTS / "crossflow-lite")

@@ -1,4 +1,4 @@
-"""The loop that every recipe shares: bf16 autocast, EMA, a metric log, exact resume.
+"""The loop that every recipe shares: autocast to bf16 where that is faster, EMA, a metric log, exact resume.
 
 A step's batch and noise depend on ``(seed, step)`` alone, so a run that was interrupted and resumed computes what an
 uninterrupted one would have. State goes to ``training/state/<name>/`` (ignored by git) every few minutes.
@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from models.machine import compute_dtype
 
 STATE = Path(__file__).parent / "state"
 Metrics = dict[str, Tensor | float]
@@ -108,7 +110,7 @@ def train(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * schedule.factor(step)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             loss, metrics = loss_of(next(stream), step)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -135,6 +137,12 @@ def train(
     return ema.shadow
 
 
+def autocast() -> torch.autocast:
+    """bfloat16 on a CPU with matrix units for it; elsewhere nothing changes."""
+    dtype = compute_dtype(torch.device("cpu"))
+    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+
+
 def optimizer_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
     """AdamW groups: weight decay on matrices only; ``peak_lr`` is what the schedule scales."""
     decayed = [p for p in module.parameters() if p.requires_grad and p.ndim >= 2]
@@ -149,7 +157,7 @@ def _with_ema(module: nn.Module, ema: Ema, call: Callable[[], Metrics]) -> Metri
     trained = {name: value.detach().clone() for name, value in module.state_dict().items()}
     module.load_state_dict(ema.shadow)
     module.eval()
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), autocast():
         metrics = call()
     module.load_state_dict(trained)
     module.train()
