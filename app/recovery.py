@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 
-from models.loading import is_out_of_memory
+from models.errors import OutOfMemory
+from models.loading import first_line, is_out_of_memory
 from models.manager import ModelManager
 from models.working_memory import Work
 from pipelines.base import Params, Pipeline, Produced, Progress, Runtime
@@ -21,10 +22,11 @@ def events_of(
     been produced by then is not produced twice. Raises :class:`UserError` when all of that is of no use.
     """
     told, relieved = 0, False
-    work = Work(pipeline.name, pipeline.shape_of_work(inputs, params), str(manager.dtype).removeprefix("torch."))
+    shape = pipeline.shape_of_work(inputs, params)
+    work = Work(pipeline.name, shape, str(manager.dtype).removeprefix("torch."))
     while True:
         try:
-            with manager.working(work):
+            with manager.working(work, pipeline.models):
                 for number, event in _numbered(_checked(pipeline.run(inputs, params, runtime), runtime)):
                     if isinstance(event, Progress):
                         yield event
@@ -35,13 +37,16 @@ def events_of(
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if not relieved:
-                relieved = True
-                manager.relieve(error)
-            elif runtime.micro_batch > 1:
-                runtime.micro_batch //= 2
-            elif not manager.lower_precision():
-                raise manager.out_of_memory(work) from error
+            said, while_loading = first_line(error), isinstance(error, OutOfMemory)
+        # Outside of the handler, where nothing holds what the failed run had in memory.
+        things = min(runtime.micro_batch, shape[0])
+        if not relieved:
+            relieved = True
+            manager.relieve(said)
+        elif things > 1 and not while_loading:
+            runtime.micro_batch = things // 2
+        elif not manager.lower_precision(pipeline.models):
+            raise manager.out_of_memory(work, pipeline.models)
 
 
 def _checked(stream: Iterator[Progress | Produced], runtime: Runtime) -> Iterator[Progress | Produced]:

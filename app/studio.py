@@ -78,7 +78,7 @@ class Studio:
         # Pipelines run in one thread of their own: two would fight for the same cores, and autocast and inference mode
         # belong to a thread, whereas a web server may resume an iterator in another thread than it began in.
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="generation")
-        self._queue: list[Pipeline] = []  # what runs and what waits, in order: the manager's plan
+        self._queue: dict[object, Pipeline] = {}  # what runs and what waits, in order: the manager's plan
         self._queue_lock = threading.Lock()
 
     @cached_property
@@ -152,9 +152,12 @@ class Studio:
             precision=", ".join(precisions),
         )
 
-    def free(self, key: str | None = None) -> Freed:
-        """Drop one model, or every idle one; raises :class:`UserError` for one that is unknown or in use."""
-        return self.manager.free(key)
+    def free(self, key: str | None = None, *, keep_expected: bool = False) -> Freed:
+        """Drop one model, or every idle one, ``keep_expected``: but for those that waiting requests need.
+
+        Raises :class:`UserError` for one that is unknown or in use.
+        """
+        return self.manager.free(key, keep_expected=keep_expected)
 
     def _input(self, described: dict[str, JsonValue]) -> Artifact:
         if described["medium"] == Text.medium:
@@ -168,6 +171,7 @@ class Studio:
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
 
         def work() -> None:
+            threading.current_thread().name = pipeline.title  # the Machine tab says who holds a model
             try:
                 for event in events_of(pipeline, inputs, params, runtime, self.manager):
                     events.put(event)
@@ -180,18 +184,19 @@ class Studio:
     @contextmanager
     def _queued(self, pipeline: Pipeline) -> Iterator[None]:
         """Tell the manager which models are going to be asked for, as long as the request waits or runs."""
+        ticket = object()
         with self._queue_lock:
-            self._queue.append(pipeline)
+            self._queue[ticket] = pipeline
             self._expect()
         try:
             yield
         finally:
             with self._queue_lock:
-                self._queue.remove(pipeline)
+                del self._queue[ticket]
                 self._expect()
 
     def _expect(self) -> None:
-        self.manager.expect([key for pipeline in self._queue for key in pipeline.models])
+        self.manager.expect([key for pipeline in self._queue.values() for key in pipeline.models])
 
     def _stream(
         self, work: Callable[[], None], events: queue.SimpleQueue[Event | None], runtime: Runtime
@@ -240,7 +245,7 @@ def build_manager(settings: Settings, registry: Registry | None = None) -> Model
         device,
         budget,
         precisions=precisions | settings.model_precision,
-        may_lower_precision=settings.precision == "auto",
+        may_be_lowered=set(specs) - set(settings.model_precision) if settings.precision == "auto" else (),
         host_bytes=memory_budget(torch.device("cpu")) // 2 if device.type == "cuda" else 0,
         idle_seconds=settings.unload_after_minutes and 60 * settings.unload_after_minutes,
     )
@@ -253,6 +258,8 @@ def _chosen_precisions(
         return dict.fromkeys(specs, settings.precision)
     sets = [[specs[key].bytes for key in pipeline.models if key in specs] for pipeline in registry]
     fits = choose_precision(max(map(sum, sets), default=0), budget, measured_speeds(device))
+    if device.type == "cpu" and not torch.cpu._is_vnni_supported():
+        return dict.fromkeys(specs, fits)  # without whole-number products int8 is slower
     return {key: max(fits, spec.lossless, key=PRECISIONS.index) for key, spec in specs.items()}
 
 

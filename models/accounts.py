@@ -8,7 +8,9 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Tier = Literal["accelerator", "pinned", "host", "disk"]
-Kind = Literal["load", "prefetch", "made room", "refused", "failed", "out of memory", "freed", "idle too long"]
+Kind = Literal[
+    "load", "prefetch", "made room", "refused", "shared", "failed", "out of memory", "freed", "idle too long"
+]
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,7 @@ class Decision:
             "prefetch": f"Loaded {self.key} ({need}) ahead of its turn in {self.seconds:.1f} s{went}",
             "made room": f"Made room for {self.key} ({need}){went}",
             "refused": f"Refused {self.key}: it needs {need} and {readable_bytes(self.room_bytes)} could be had",
+            "shared": f"Did not load {self.key} again",
             "failed": f"Could not load {self.key}",
             "out of memory": f"Ran out of memory with {self.key}{went}",
             "freed": f"Freed {_listed(self.chosen) or 'nothing'} ({readable_bytes(self.freed_bytes)}) when asked to",

@@ -16,5 +16,9 @@ class UserError(Exception):
         self.hint = hint
 
 
+class OutOfMemory(UserError):  # noqa: N818 - named like torch's
+    """Memory ran out although there should have been enough; asking for less may help."""
+
+
 class Cancelled(Exception):  # noqa: N818 - the user's wish, not an error
     """Raised inside a run when its user asked for it to stop; never an error."""

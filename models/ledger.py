@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
 
 import torch
 
 from models.accounts import Candidate, Decision, Kind, Metrics, readable_bytes
-from models.errors import UserError
+from models.errors import OutOfMemory, UserError
 from models.eviction import Choose, Reuse, expected_reload_seconds
+from models.precision import Precision
 from models.resident import Resident
 
 log = logging.getLogger(__name__)
@@ -55,6 +56,8 @@ class Ledger:
         self.expected: tuple[str, ...] = ()  # keys that queued plans will lease, soonest first
         self.reuse = Reuse()
         self.seconds: dict[tuple[str, str], float] = {}  # a load's, by key and the tier that it started from
+        self.sizes: dict[tuple[str, Precision], int] = {}  # measured, by key and precision
+        self.failed_ahead: set[str] = set()  # not to be tried again before somebody wants them
         self.metrics = Metrics()
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
         self._by_key: dict[str, Resident] = {}  # several keys may share one
@@ -98,6 +101,11 @@ class Ledger:
         return sum(resident.bytes for resident in self.residents() if resident.on_device)
 
     @property
+    def traffic(self) -> int:
+        """How many models have come and gone."""
+        return self.metrics.loads + self.metrics.prefetches + self.metrics.evictions.total()
+
+    @property
     def in_use(self) -> int:
         """Bytes of models that cannot go: leased, or loading."""
         return sum(resident.bytes for resident in self.residents() if resident.on_device and not resident.idle)
@@ -113,13 +121,13 @@ class Ledger:
         useless = sum(item.bytes for item in self.candidates() if item.key not in self.expected)
         return need <= self.budget_bytes - self.reserved - self.used + useless
 
-    def reserve(self, operation: str, need: int) -> int:
+    def reserve(self, operation: str, need: int, keys: Collection[str]) -> int:
         """Keep up to ``need`` bytes free for work beside weights; returns how many could be kept.
 
-        Models that the work itself or another plan is going to lease do not go for it.
+        ``keys``: the models that the work itself is going to lease, which do not go for it.
         """
-        awaited = sum(item.bytes for item in self.candidates() if item.key in self.expected)
-        need = min(need, max(0, self.budget_bytes - self.reserved - self.in_use - awaited))
+        own = sum(r.bytes for r in self.residents() if r.idle and r.on_device and set(r.keys) & set(keys))
+        need = min(need, max(0, self.budget_bytes - self.reserved - self.in_use - own))
         self.reserved += need
         short = self.used + self.reserved - self.budget_bytes
         if short > 0:
@@ -132,8 +140,9 @@ class Ledger:
         if self.in_use + need > self.budget_bytes:
             self.decide("refused", key, need=need)
             raise self._too_big(key, need)
-        # Work in progress keeps its reserve where it can; a model that could not be had otherwise comes first.
-        reserved = min(self.reserved, self.budget_bytes - self.in_use - need)
+        # Work in progress keeps its reserve where it can; models that are leased or expected come first.
+        awaited = sum(item.bytes for item in self.candidates() if item.key in self.expected)
+        reserved = max(0, min(self.reserved, self.budget_bytes - self.in_use - need - awaited))
         short = self.used + reserved + need - self.budget_bytes
         return self._evict(short, "room for a model") if short > 0 else NOTHING
 
@@ -148,6 +157,15 @@ class Ledger:
         resident.bytes = measured
         self._high_water()
         return evicted
+
+    def relieve(self, what: str, said: str) -> int:
+        """Drop the idle models that nobody expects, or all of them if there are none; returns their bytes."""
+        idle = [resident for resident in self.residents() if resident.idle]
+        useless = [resident for resident in idle if not set(resident.keys) & set(self.expected)]
+        self.metrics.out_of_memory += 1
+        evicted = self.drop(useless or idle, "out of memory")
+        self.decide("out of memory", what, evicted, note=said)
+        return evicted.bytes
 
     def drop(self, gone: Sequence[Resident], reason: str) -> Evicted:
         """Let go of idle models altogether."""
@@ -193,14 +211,22 @@ class Ledger:
         room = max(0, self.budget_bytes - self.in_use)
         self.decisions.append(Decision(kind, key, need, room, *evicted, seconds, note))
 
-    def out_of_memory(self, what: str, need: int | None) -> UserError:
-        """Memory ran out in ``what`` although ``need`` bytes, where that is known, were to be had by the accounts."""
-        needs = f"it needs {readable_bytes(need)}" if need is not None else "what it needs is not known yet"
-        budget, held = readable_bytes(self.budget_bytes), self._largest_holders() or "none"
-        return UserError(
-            f"Memory ran out in {what}: {needs}, the memory budget is {budget}, models in use: {held}.",
+    def out_of_memory(self, what: str, need: int | None, held: Sequence[tuple[int, str]]) -> UserError:
+        """Memory ran out in ``what``, which needs ``need`` bytes if that is known, beside models of these sizes."""
+        needs = f"it needs {readable_bytes(need)}" if need is not None else "what it needs was never measured"
+        budget, holders = readable_bytes(self.budget_bytes), _listed(held) or "none"
+        return OutOfMemory(
+            f"Memory ran out in {what}: {needs}, the memory budget is {budget}, models in use: {holders}.",
             "Close other programs, ask for less at once, or choose a smaller precision.",
         )
+
+    def sizes_of(self, keys: Collection[str]) -> list[tuple[int, str]]:
+        """Bytes and name of each of these models, as last measured."""
+        return [(size, name) for (name, _), size in self.sizes.items() if name in keys]
+
+    def largest_holders(self, but: Resident | None = None) -> list[tuple[int, str]]:
+        """Bytes and name of what cannot go, ``but`` for one."""
+        return [(r.bytes, r.key) for r in self.residents() if not r.idle and r is not but and r.bytes]
 
     def _too_big(self, key: str, need: int) -> UserError:
         budget = readable_bytes(self.budget_bytes)
@@ -208,13 +234,14 @@ class Ledger:
         if need > self.budget_bytes:
             return UserError(f"{sentence}.", "Raise the memory budget, or use smaller models: the lite profile.")
         return UserError(
-            f"{sentence}, of which these are in use: {self._largest_holders()}.",
+            f"{sentence}, of which these are in use: {_listed(self.largest_holders())}.",
             "Wait until they are free, or raise the budget.",
         )
 
-    def _largest_holders(self) -> str:
-        holders = sorted(((r.bytes, r.key) for r in self.residents() if not r.idle and r.bytes), reverse=True)
-        return ", ".join(f"{name} with {readable_bytes(size)}" for size, name in holders[:3])
-
     def _high_water(self) -> None:
         self.metrics.high_water_bytes = max(self.metrics.high_water_bytes, self.used)
+
+
+def _listed(held: Sequence[tuple[int, str]]) -> str:
+    """The three largest."""
+    return ", ".join(f"{name} with {readable_bytes(size)}" for size, name in sorted(held, reverse=True)[:3])

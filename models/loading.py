@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
-import os
 import sys
 from pathlib import Path
 
 import torch
 
 from models.catalog import ModelSpec
-from models.errors import UserError
+from models.errors import OutOfMemory, UserError
 from models.modules import modules_of
 from models.quantize import Precision, apply_precision, load_prepared, save_prepared
 from models.sources import Files
+from models.speeds import cache_folder
 
 # Quantizing a model of this size takes long enough to be worth a copy of the result on disk.
 PREPARED_FROM_BYTES = 500_000_000
@@ -26,15 +27,15 @@ def build(spec: ModelSpec, files: Files, precision: Precision, device: torch.dev
     Raises :class:`UserError` for weights that are not numbers, and whatever the model's own loader raises.
     """
     prepared = _prepared_folder(files.checksum, precision)
-    worthwhile = spec.skeleton and spec.bytes >= PREPARED_FROM_BYTES and precision in ("int8", "nf4")
-    if worthwhile and spec.skeleton and prepared.is_dir():
-        model = spec.skeleton(files.folder)
+    skeleton = spec.skeleton if spec.bytes >= PREPARED_FROM_BYTES and precision in ("int8", "nf4") else None
+    if skeleton and prepared.is_dir():
+        model = skeleton(files.folder)
         if load_prepared(model, prepared, precision, device):
             return _ready(model, device)
     model = spec.load(files.folder)
     _check_numbers(spec.key, model)
     apply_precision(model, precision, device)
-    if worthwhile:
+    if skeleton:
         save_prepared(model, prepared, precision)
     return _ready(model, device)
 
@@ -56,14 +57,16 @@ def _check_numbers(key: str, model: object) -> None:
 
 
 def _prepared_folder(checksum: str, precision: Precision) -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "synesthete" / "prepared" / f"{checksum[:24]}-{precision}"
+    return cache_folder() / "prepared" / f"{checksum[:24]}-{precision}"
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on an accelerator or on the host (where torch raises a bare RuntimeError)."""
-    host = isinstance(error, RuntimeError) and "allocate memory" in str(error)
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or host
+    """Whether an allocation failed, on an accelerator or on the host, in whichever of the ways libraries say it."""
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    said = ("allocate memory", "out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    bare = isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    return bare or isinstance(error, (MemoryError, torch.OutOfMemoryError, OutOfMemory))
 
 
 def first_line(error: BaseException) -> str:

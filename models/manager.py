@@ -4,7 +4,8 @@
 go whose loss is expected to cost the fewest seconds (``eviction.py``). Given the keys that queued plans will ask for
 (:meth:`ModelManager.expect`), it keeps those longest and loads the next of them while the current step computes. Equal
 files in equal precision are one model, whatever they are called. Beside an accelerator, models that have to go stay in
-the host's memory while there is room. Every decision is kept, with what there was to choose from (``ledger.py``).
+the host's memory while there is room. Every decision is kept, with what there was to choose from (``ledger.py``); the
+loads themselves are in ``loader.py``.
 """
 
 from __future__ import annotations
@@ -12,41 +13,36 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-import psutil
 import torch
 
-from models.accounts import Decision, Freed, Kind, Metrics, ModelStatus
+from models.accounts import Decision, Freed, Metrics, ModelStatus
 from models.catalog import ModelSpec
 from models.errors import UserError
 from models.eviction import Choose, value_cover
-from models.ledger import Evicted, Ledger
 from models.licences import require_licence
-from models.loading import build, first_line, is_out_of_memory, trim_heap
+from models.loader import Loader
+from models.loading import trim_heap
 from models.machine import compute_dtype
-from models.modules import bytes_of
-from models.quantize import PRECISIONS, Precision, bytes_at
+from models.precision import PRECISIONS, Precision
+from models.quantize import bytes_at
 from models.records import ModelRecord
-from models.resident import Lease, Resident, Superseded, move
-from models.sources import Files, OnProgress
+from models.resident import Lease, Resident, Superseded
+from models.sources import OnProgress
 from models.working_memory import Work, WorkingMemory
 
 log = logging.getLogger(__name__)
-
-PINNED_SHARE = 0.25  # of the machine's memory: locked pages are taken from every other program
 
 
 class ModelManager:
     """Leases of the models in ``specs``, which together take at most ``budget_bytes`` on ``device``. Thread-safe.
 
-    ``precisions``: of each model, float32 where none is given; ``may_lower_precision``: when memory runs out;
-    ``host_bytes``: what evicted models may take of the host's memory beside an accelerator; ``idle_seconds``: after
-    which an unused model goes by itself; ``choose``: who goes when room is needed.
+    ``precisions``: of each model, float32 where none is given; ``may_be_lowered``: keys of models that may be held in
+    less when memory runs out; ``host_bytes``: what evicted models may take of the host's memory beside an accelerator;
+    ``idle_seconds``: after which an unused model goes by itself; ``choose``: who goes when room is needed.
     """
 
     def __init__(
@@ -56,22 +52,24 @@ class ModelManager:
         budget_bytes: int,
         *,
         precisions: Mapping[str, Precision] | None = None,
-        may_lower_precision: bool = False,
+        may_be_lowered: Collection[str] = (),
         host_bytes: int = 0,
         idle_seconds: float | None = None,
         choose: Choose = value_cover,
     ) -> None:
+        if budget_bytes < 0:
+            raise UserError("The memory budget is negative.", "Give it in gigabytes, such as 4.")
         self.specs = dict(specs)
         self.device = device
         self.dtype = compute_dtype(device)
-        self.idle_seconds = idle_seconds
-        self.may_lower_precision = may_lower_precision
         self.precisions: dict[str, Precision] = {key: (precisions or {}).get(key, "float32") for key in specs}
+        self.may_be_lowered = frozenset(may_be_lowered)
+        self.idle_seconds = idle_seconds
         self.working_memory = WorkingMemory(device)
-        # One load at a time: transformers and diffusers patch torch's global state while they build a model.
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
         self._changed = threading.Condition()  # guards the ledger; notified when a load moves on or ends
-        self._ledger = Ledger(device, budget_bytes, host_bytes, choose, self._schedule_send_off)
+        self._loader = Loader(self.specs, device, budget_bytes, host_bytes, self.precisions, choose, self._changed)
+        self._ledger = self._loader.ledger
+        self._sweeper: threading.Timer | None = None
 
     # ------------------------------------------------------------------------------------------- for pipelines
 
@@ -102,15 +100,20 @@ class ModelManager:
         return ModelRecord(key, files.checksum, self.precisions[key])
 
     @contextmanager
-    def working(self, work: Work) -> Iterator[None]:
-        """Keep free what ``work`` is known to need beside weights, and measure what it really takes."""
+    def working(self, work: Work, keys: Collection[str] = ()) -> Iterator[None]:
+        """Keep free what ``work`` is known to need beside weights, and measure what it really takes.
+
+        ``keys``: the models that it is going to lease; they do not go for it.
+        """
         with self._changed:
-            reserved = self._ledger.reserve(work.operation, self.working_memory.expected(work) or 0)
-            before = self._ledger.used
+            reserved = self._ledger.reserve(work.operation, self.working_memory.expected(work) or 0, keys)
+            before = self._ledger.traffic
         try:
-            with self.working_memory.measured(work) as loaded:
+            with self.working_memory.measured(work) as measuring:
                 yield
-                loaded.append(self.used_bytes - before)
+                with self._changed:
+                    # A load's own peak and an evicted model's room would be taken for the work's.
+                    measuring.valid = self._ledger.traffic == before
         finally:
             with self._changed:
                 self._ledger.reserved -= reserved
@@ -125,35 +128,41 @@ class ModelManager:
             for resident in self._ledger.residents():
                 # The loader looks at this between its steps.
                 resident.unwanted = resident.ahead and not set(resident.keys) & set(self._ledger.expected)
-            self._load_ahead()
+            self._loader.load_ahead()
 
-    def relieve(self, error: BaseException) -> int:
-        """After an allocation failed: drop everything that is not in use; returns the bytes of it."""
+    def relieve(self, said: str) -> int:
+        """After an allocation failed in a run (``said``: the error): drop idle models; returns the bytes of them.
+
+        Those that nobody expects go first, and the others only if there were none.
+        """
         with self._changed:
-            self.metrics.out_of_memory += 1
-            evicted = self._ledger.drop([r for r in self._ledger.residents() if r.idle], "out of memory")
-            self._ledger.decide("out of memory", "a run", evicted, note=first_line(error))
+            freed = self._ledger.relieve("a run", said)
         trim_heap(self.device)
-        return evicted.bytes
+        return freed
 
-    def out_of_memory(self, work: Work) -> UserError:
-        """What to tell the user when ``work`` cannot be done in this machine's memory."""
+    def out_of_memory(self, work: Work, keys: Collection[str]) -> UserError:
+        """What to tell the user when ``work``, which leases ``keys``, cannot be done in this machine's memory."""
         with self._changed:
-            return self._ledger.out_of_memory(work.operation, self.working_memory.expected(work))
+            return self._ledger.out_of_memory(
+                work.operation, self.working_memory.expected(work), self._ledger.sizes_of(keys)
+            )
 
-    def lower_precision(self) -> bool:
-        """Load models in the next smaller precision from now on; ``False`` if that may not be, or cannot."""
-        if not self.may_lower_precision:
-            return False
+    def lower_precision(self, keys: Collection[str]) -> bool:
+        """Hold those of ``keys`` that may be lowered in less from now on; ``False`` if nothing can be."""
         with self._changed:
             before = dict(self.precisions)
-            for key, precision in before.items():
-                smaller = (p for p in PRECISIONS if bytes_at(1000, p) < bytes_at(1000, precision))
-                self.precisions[key] = next(smaller, precision)
-            evicted = self._ledger.drop([r for r in self._ledger.residents() if r.idle], "lower precision")
-            note = f"from now on models are held as {', '.join(sorted(set(self.precisions.values())))}"
-            self._ledger.decide("out of memory", "a run", evicted, note=note)
-            return self.precisions != before
+            for key in self.may_be_lowered & set(keys):
+                smaller = (p for p in PRECISIONS if bytes_at(1000, p) < bytes_at(1000, before[key]))
+                self.precisions[key] = next(smaller, before[key])
+            changed = [key for key in before if self.precisions[key] != before[key]]
+            stale = [r for r in self._ledger.residents() if r.idle and set(r.keys) & set(changed)]
+            evicted = self._ledger.drop(stale, "lower precision")
+            if changed:
+                note = ", ".join(f"{key} is held as {self.precisions[key]} from now on" for key in changed)
+                self._ledger.decide("out of memory", "a run", evicted, note=note)
+            del stale
+        trim_heap(self.device)
+        return bool(changed)
 
     # ------------------------------------------------------------------------------------------- for people
 
@@ -183,10 +192,11 @@ class ModelManager:
         with self._changed:
             return self._ledger.used
 
-    def free(self, key: str | None = None) -> Freed:
+    def free(self, key: str | None = None, *, keep_expected: bool = False) -> Freed:
         """Drop a model, or with ``None`` every one that is not in use, from all memory, before this returns.
 
-        Raises :class:`UserError` for an unknown key and for a model in use.
+        ``keep_expected`` spares those that queued plans need. Raises :class:`UserError` for an unknown key and for a
+        model in use.
         """
         if key is not None:
             self._spec(key)
@@ -194,14 +204,16 @@ class ModelManager:
             self._ledger.forget_dead_holders()
             before = self._ledger.by_device()
             wanted = [r for r in self._ledger.residents() if key is None or key in r.keys]
-            kept = tuple(resident.key for resident in wanted if not resident.idle)
+            spared = set(self._ledger.expected) if keep_expected else set()
+            gone = [r for r in wanted if r.idle and not spared & set(r.keys)]
+            kept = tuple(resident.key for resident in wanted if resident not in gone)
             if key is not None and kept:
                 raise UserError(f"The model '{key}' is in use.", "Wait until the generation is done, or stop it.")
-            evicted = self._ledger.drop([resident for resident in wanted if resident.idle], "freed")
+            evicted = self._ledger.drop(gone, "freed")
             if evicted.chosen:
                 self._ledger.decide("freed", key or "", evicted)
             after = self._ledger.by_device()
-            del wanted
+            del wanted, gone
         trim_heap(self.device)
         return Freed(before, after, kept)
 
@@ -217,21 +229,37 @@ class ModelManager:
         spec = self._spec(key)
         with self._changed:
             self._ledger.reuse.note(key)
-            resident = self._ready_for(spec)
+            self._ledger.failed_ahead.discard(key)
+            resident = self._loader.find(spec)
             hit = resident is not None and resident.model.done() and resident.on_device
             self.metrics.hits += hit
             self.metrics.misses += not hit
-            if resident is None:
-                resident = self._start(spec, ahead=False)
-            elif resident.ahead:
+            resident = self._on_its_way(spec)
+            if resident.ahead:
                 self.metrics.prefetch_hits += 1
                 resident.ahead = False
-            if not resident.on_device:
-                self._bring_back(resident)
             lease = Lease(resident, threading.current_thread())
             resident.leases.append(lease)
             resident.last_used = time.time()
             return lease
+
+    def _on_its_way(self, spec: ModelSpec) -> Resident:
+        """The model on the device, or being loaded. Loads that were only meant to save time give way to it."""
+        while True:
+            resident = self._loader.find(spec)
+            try:
+                if resident is None:
+                    return self._loader.start(spec, ahead=False)
+                if not resident.on_device:
+                    self._loader.bring_back(resident)
+                return resident
+            except UserError:
+                in_the_way = [r for r in self._ledger.residents() if r.ahead and not r.leases and not r.model.done()]
+                if not in_the_way:
+                    raise
+                for other in in_the_way:
+                    other.unwanted = True
+                self._changed.wait_for(lambda: all(other.model.done() for other in in_the_way))  # noqa: B023
 
     def _drop_if_changed(self, spec: ModelSpec) -> None:
         """Let go of a model whose files are not what they were when it was loaded; in use, it stays until then."""
@@ -239,25 +267,15 @@ class ModelManager:
             resident = self._ledger.get(spec.key)
             if resident is None or not resident.checksum or not resident.idle:
                 return
-        if spec.source.resolve(lambda fraction, message: None).checksum != resident.checksum:
-            with self._changed:
-                if resident.idle:
-                    note = "its files have changed"
-                    self._ledger.decide("freed", spec.key, self._ledger.drop([resident], "changed files"), note=note)
-
-    def _ready_for(self, spec: ModelSpec) -> Resident | None:
-        """What is in memory or on its way for ``spec``, under this key or another of the same source."""
-        precision = self.precisions[spec.key]
-        resident = self._ledger.get(spec.key)
-        if resident is not None and resident.precision != precision and resident.idle:
-            self._ledger.drop([resident], "lower precision")
-            resident = None
-        if resident is None:
-            same = (r for r in self._ledger.residents() if (r.spec.source, r.spec.load) == (spec.source, spec.load))
-            resident = next((r for r in same if r.precision == precision), None)
-            if resident is not None:
-                self._ledger.name(resident, spec.key)
-        return resident
+        try:
+            checksum = spec.source.resolve(lambda fraction, message: None).checksum
+        except UserError as error:
+            log.warning("'%s' stays as it was loaded: %s", spec.key, error)
+            return
+        with self._changed:
+            if checksum != resident.checksum and resident.idle:
+                evicted = self._ledger.drop([resident], "changed files")
+                self._ledger.decide("freed", spec.key, evicted, note="its files have changed")
 
     def _wait(self, lease: Lease, on_progress: OnProgress | None) -> object:
         """The loaded model; on the way there every step of the load is shown to the caller."""
@@ -278,7 +296,7 @@ class ModelManager:
                     continue  # an equal model was there already, to which the lease has been handed
                 with self._changed:
                     self.metrics.wait_seconds += time.monotonic() - started
-                    self._load_ahead()
+                    self._loader.load_ahead()
                 return model
 
     def _end(self, lease: Lease) -> None:
@@ -287,164 +305,26 @@ class ModelManager:
             if lease in resident.leases:
                 resident.leases.remove(lease)
             resident.last_used = time.time()
-            self._load_ahead()
-            if self.idle_seconds is not None and resident.idle:
-                timer = threading.Timer(self.idle_seconds, self._drop_if_unused, [resident.key, resident.last_used])
-                timer.daemon = True
-                timer.start()
+            self._loader.load_ahead()
+            self._sweep_later()
 
-    def _drop_if_unused(self, key: str, since: float) -> None:
+    def _sweep_later(self) -> None:
+        if self.idle_seconds is not None and self._sweeper is None:
+            self._sweeper = threading.Timer(self.idle_seconds, self._sweep)
+            self._sweeper.daemon = True
+            self._sweeper.start()
+
+    def _sweep(self) -> None:
+        """Drop what nobody used for :attr:`idle_seconds`; comes again as long as there is something to drop."""
+        assert self.idle_seconds is not None
         with self._changed:
-            resident = self._ledger.get(key)
-            if resident is None or not resident.idle or resident.last_used != since:
-                return
-            self._ledger.decide("idle too long", key, self._ledger.drop([resident], "idle too long"))
-            del resident
+            self._sweeper = None
+            since = time.time() - self.idle_seconds
+            unused = [r for r in self._ledger.residents() if r.idle and r.last_used <= since]
+            if unused:
+                evicted = self._ledger.drop(unused, "idle too long")
+                self._ledger.decide("idle too long", unused[0].spec.key, evicted)
+            del unused
+            if self._ledger.residents():
+                self._sweep_later()
         trim_heap(self.device)
-
-    # ------------------------------------------------------------------------------------------- loads
-
-    def _start(self, spec: ModelSpec, *, ahead: bool) -> Resident:
-        precision = self.precisions[spec.key]
-        need = bytes_at(spec.bytes, precision)
-        evicted = self._ledger.make_room(spec.key, need)
-        resident = Resident(spec, precision, need, ahead=ahead)
-        self._ledger.enter(resident)
-        self._loader.submit(self._load, resident, evicted)
-        return resident
-
-    def _load(self, resident: Resident, evicted: Evicted) -> None:
-        """In the loader's thread: fetch, build, move and weigh; whoever waits gets the model or the error."""
-        try:
-            if self._given_up(resident):
-                return
-            started = time.perf_counter()
-            require_licence(resident.spec)
-            files = resident.spec.source.resolve(partial(self._report, resident))
-            if self._merged(resident, files.checksum) or self._given_up(resident):
-                return
-            self._report(resident, 1.0, f"Loading {resident.key}")
-            model = self._built(resident, files)
-            with self._changed:
-                more = self._ledger.settle(resident, bytes_of(model))
-                resident.checksum = files.checksum
-                evicted = Evicted(
-                    evicted.candidates or more.candidates, evicted.chosen + more.chosen, evicted.bytes + more.bytes
-                )
-                self._arrived(resident, model, "disk", time.perf_counter() - started, evicted)
-                self._load_ahead()
-        except BaseException as error:
-            with self._changed:
-                self.metrics.failures += 1
-                self._ledger.decide("failed", resident.key, note=first_line(error))
-                if resident.ahead:  # not to be tried again and again before somebody wants it
-                    self._ledger.expected = tuple(k for k in self._ledger.expected if k not in resident.keys)
-                self._fail(resident, error)
-
-    def _built(self, resident: Resident, files: Files) -> object:
-        """Build once more after dropping what is idle, if memory runs out the first time."""
-        try:
-            return build(resident.spec, files, resident.precision, self.device)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            log.warning("memory ran out while loading '%s'", resident.key)
-            self.relieve(error)
-        try:
-            return build(resident.spec, files, resident.precision, self.device)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            with self._changed:
-                raise self._ledger.out_of_memory(f"loading '{resident.key}'", resident.bytes) from error
-
-    def _arrived(self, resident: Resident, model: object, origin: str, seconds: float, evicted: Evicted) -> None:
-        resident.seconds_to_load = self._ledger.seconds[resident.key, origin] = seconds
-        self.metrics.loads += not resident.ahead
-        self.metrics.prefetches += resident.ahead
-        self.metrics.load_seconds += seconds
-        self.metrics.bytes_moved["host" if self.device.type == "cpu" else "accelerator"] += resident.bytes
-        kind: Kind = "prefetch" if resident.ahead else "load"
-        self._ledger.decide(kind, resident.key, evicted, need=resident.bytes, seconds=seconds)
-        resident.model.set_result(model)
-        self._changed.notify_all()
-
-    def _fail(self, resident: Resident, error: BaseException) -> None:
-        self._ledger.forget(resident)
-        resident.model.set_exception(error)
-        self._changed.notify_all()
-
-    def _merged(self, resident: Resident, checksum: str) -> bool:
-        """Whether an equal model, by files, loader and precision, is there already; it then takes over the leases."""
-        with self._changed:
-            equals = (o for o in self._ledger.residents() if o.model.done() and o.equals(resident, checksum))
-            other = next(equals, None)
-            if other is None:
-                return False
-            self._ledger.forget(resident)
-            for key in resident.keys:
-                self._ledger.name(other, key)
-            for lease in resident.leases:
-                lease.resident = other
-            other.leases += resident.leases
-            resident.keys, resident.leases = [], []
-            if not other.on_device:
-                self._bring_back(other)
-            self._fail(resident, Superseded())
-            return True
-
-    def _given_up(self, resident: Resident) -> bool:
-        """Whether a load ahead of its turn is wanted by nobody any more; it then ends here."""
-        with self._changed:
-            if not resident.unwanted or resident.leases:
-                return False
-            self._fail(resident, Superseded())
-            return True
-
-    def _load_ahead(self) -> None:
-        """Start loading the next expected model, if the loader is free and nothing that is needed would have to go."""
-        if any(not resident.model.done() for resident in self._ledger.residents()):
-            return
-        for key in self._ledger.expected:
-            if self._ready_for(self.specs[key]) is None:
-                if self._ledger.fits_without_harm(bytes_at(self.specs[key].bytes, self.precisions[key])):
-                    self._start(self.specs[key], ahead=True)
-                return
-
-    def _bring_back(self, resident: Resident) -> None:
-        """From the host's memory to the device again."""
-        evicted = self._ledger.make_room(resident.key, resident.bytes)
-        model = resident.model.result()
-        resident.return_to_device()
-        self._loader.submit(self._bring, resident, model, evicted)
-
-    def _bring(self, resident: Resident, model: object, evicted: Evicted) -> None:
-        try:
-            started = time.perf_counter()
-            move(model, self.device)
-            with self._changed:
-                self._arrived(resident, model, "host", time.perf_counter() - started, evicted)
-        except BaseException as error:
-            with self._changed:
-                self._fail(resident, error)
-
-    def _schedule_send_off(self, evicted: Sequence[Resident]) -> None:
-        self._loader.submit(self._send_off, evicted)
-
-    def _send_off(self, evicted: Sequence[Resident]) -> None:
-        """In the loader's thread, ahead of the load that wants the room: move models to the host's memory, and give
-        back the memory of those that were dropped."""
-        for resident in evicted:
-            with self._changed:
-                pinned = sum(r.bytes for r in self._ledger.residents() if r.pinned and not r.on_device)
-                allowed = PINNED_SHARE * psutil.virtual_memory().total
-                resident.pinned = self.device.type == "cuda" and pinned + resident.bytes <= allowed
-                self.metrics.bytes_moved["pinned" if resident.pinned else "host"] += resident.bytes
-            if not resident.on_device:  # it may have been asked for again meanwhile
-                move(resident.model.result(), torch.device("cpu"), pinned=resident.pinned)
-        trim_heap(self.device)
-
-    def _report(self, resident: Resident, fraction: float, message: str) -> None:
-        with self._changed:
-            resident.progress = (fraction, message)
-            self._changed.notify_all()

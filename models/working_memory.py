@@ -25,6 +25,11 @@ class Work:
     dtype: str = "float32"
 
 
+@dataclass
+class Measuring:
+    valid: bool = True
+
+
 class WorkingMemory:
     """Peaks of the work that was done on one device. Thread-safe."""
 
@@ -47,16 +52,15 @@ class WorkingMemory:
             self._peaks[work].append(max(0, peak_bytes))
 
     @contextmanager
-    def measured(self, work: Work) -> Iterator[list[int]]:
-        """Learn the peak of what happens inside. Bytes of models that came meanwhile are to be put into the list.
+    def measured(self, work: Work) -> Iterator[Measuring]:
+        """Learn the peak of what happens inside, if it is still ``valid`` at the end.
 
         Nothing is learnt where the peak cannot be read (a CPU outside Linux) and from work that raises.
         """
-        started = _restart_peak(self._device)
-        loaded: list[int] = []
-        yield loaded
-        if started is not None and (peak := _peak(self._device)) is not None:
-            self.learn(work, peak - started - sum(loaded))
+        started, measuring = _restart_peak(self._device), Measuring()
+        yield measuring
+        if measuring.valid and started is not None and (peak := _peak(self._device)) is not None:
+            self.learn(work, peak - started)
 
 
 def _restart_peak(device: torch.device) -> int | None:

@@ -122,7 +122,7 @@ class Pipeline(ABC):
         return self.run_batch([inputs], params, runtime)
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
-        """What the memory of a run grows with beside its models, such as the number of pictures at once."""
+        """What a run's memory grows with beside its models; first how many things it computes, such as pictures."""
         return (1,)
 
     def parse_params(self, values: dict[str, Any]) -> Params:

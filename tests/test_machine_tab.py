@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
@@ -18,9 +19,9 @@ from app.studio import MachineState, Studio
 from app.ui import machine_markup
 from app.ui.api import free_endpoint, machine_endpoint
 from app.ui.machine_markup import SHOWN_SECONDS, MemoryHistory, Sample, memory_plot, models_table
-from app.ui.machine_tab import MachineTab, free_idle
+from app.ui.machine_tab import MachineTab
 from app.ui.metrics import metrics_route
-from models.accounts import Decision, Freed, ModelStatus, readable_bytes
+from models.accounts import Decision, ModelStatus, readable_bytes
 
 
 @pytest.fixture
@@ -66,15 +67,18 @@ def test_a_model_in_use_stays_and_says_so(tab: MachineTab, loaded: Studio) -> No
         table = tab.look()[tab._models]
         assert "MainThread" in table and re.search(r"<button[^>]*disabled", table)
         assert "in use" in tab._relieve(lambda: loaded.free("painter"))[tab._said]
-        for free in (loaded.free, lambda: free_idle(loaded)):
+        for free in (loaded.free, partial(loaded.free, keep_expected=True)):
             assert "so kept: painter" in tab._relieve(free)[tab._said]
         assert len(loaded.machine().models) == 1
-    assert "Freed" in tab._relieve(lambda: free_idle(loaded))[tab._said] and loaded.machine().models == []
+    assert (
+        "Freed" in tab._relieve(partial(loaded.free, keep_expected=True))[tab._said] and loaded.machine().models == []
+    )
 
 
 def test_what_a_waiting_request_needs_goes_only_with_all(loaded: Studio) -> None:
     loaded.manager.expect(["painter"])
-    assert free_idle(loaded) == Freed({}, {}, ("painter",))
+    freed = loaded.free(keep_expected=True)
+    assert (freed.bytes, freed.kept) == (0, ("painter",))
     assert loaded.machine().models[0].expected
     assert loaded.free().bytes > 0
 

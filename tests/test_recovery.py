@@ -12,6 +12,7 @@ import torch
 from app.recovery import events_of
 from models.errors import UserError
 from models.manager import ModelManager
+from models.modules import bytes_of
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Route, Runtime, provenance
 from pipelines.media import Artifact, Image, Text
 from tests.tiny_models import manager_of, resident, spec_of, use
@@ -26,6 +27,9 @@ class Greedy(Pipeline):
     routes = (Route(("text",), "image"),)
     params_type = Params
     models = ("a",)
+
+    def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
+        return (8,)
 
     def __init__(self, enough: object) -> None:
         self.enough = enough
@@ -65,14 +69,29 @@ def test_idle_models_go_first_and_nothing_is_made_twice(tmp_path: Path) -> None:
 
 
 def test_then_less_is_computed_at_once(tmp_path: Path) -> None:
-    pipeline = Greedy(lambda runtime, manager: runtime.micro_batch <= 4)
+    pipeline = Greedy(lambda runtime, manager: runtime.micro_batch <= 2)
     assert run(pipeline, manager(tmp_path)) == [0, 1]
-    assert pipeline.runs == [16, 16, 8, 4]
+    assert pipeline.runs == [16, 16, 4, 2], "the run computes 8 things, so the first half is 4"
+
+
+def test_a_model_that_cannot_be_loaded_at_full_precision_is_loaded_in_less(tmp_path: Path) -> None:
+    attempts = []
+
+    def load(_: Path) -> torch.nn.Module:
+        attempts.append(models.precisions["a"])
+        if models.precisions["a"] == "float32":
+            raise MemoryError
+        return torch.nn.Linear(256, 256)
+
+    models = manager_of(1000, spec_of("a", tmp_path, 300, load=load), may_be_lowered=["a"])
+    pipeline = Greedy(lambda runtime, manager: True)
+    assert run(pipeline, models) == [0, 1]
+    assert attempts[-1] == models.record("a").precision == "float16" and pipeline.runs == [16, 16, 16]
 
 
 def test_then_the_precision_is_lowered_if_that_is_left_to_us(tmp_path: Path) -> None:
     pipeline = Greedy(lambda runtime, manager: manager.precisions["a"] == "int8")
-    models = manager(tmp_path, may_lower_precision=True)
+    models = manager(tmp_path, may_be_lowered=["a"])
     assert run(pipeline, models) == [0, 1]
     assert models.record("a").precision == "int8"
 
@@ -81,9 +100,11 @@ def test_then_the_user_is_told_and_the_accounts_are_exact(tmp_path: Path) -> Non
     models = manager(tmp_path)
     with pytest.raises(UserError, match="Memory ran out in greedy") as caught:
         run(Greedy(lambda runtime, manager: False), models)
-    assert "budget" in caught.value.sentence and caught.value.hint
-    assert all(row.leases == 0 for row in models.status())
-    assert models.used_bytes == sum(row.bytes for row in models.status())
+    assert "budget is 4.0 MB, models in use: a with 0.3 MB" in caught.value.sentence
+    assert all(row.leases == 0 for row in models.status()) and models.used_bytes in (
+        0,
+        bytes_of(torch.nn.Linear(256, 256)),
+    )
     assert run(Greedy(lambda runtime, manager: True), models) == [0, 1]
 
 

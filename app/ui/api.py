@@ -21,7 +21,6 @@ from gradio_client.utils import is_file_obj_with_meta
 from app.library import Entry
 from app.studio import InternalError, Saved, Studio, reporting
 from app.ui.inputs import artifact_of, labels_of, ways_in
-from app.ui.machine_tab import free_idle
 from app.ui.markup import file_name
 from app.ui.studio_tab import COMPUTE_LANE
 from models.errors import Cancelled, UserError
@@ -108,7 +107,7 @@ def free_endpoint(studio: Studio) -> Callable[[str, bool], dict[str, Any]]:
         """Drop the model of that key, or those that nobody uses, with ``everything`` also those needed next."""
         try:
             with reporting():
-                freed = studio.free(str(key) or None) if key or everything else free_idle(studio)
+                freed = studio.free(str(key) or None, keep_expected=not (key or everything))
         except (UserError, InternalError) as error:
             raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
         return asdict(freed) | {"bytes": freed.bytes}

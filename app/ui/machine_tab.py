@@ -79,7 +79,9 @@ class MachineTab:
         answer = [self._said, *self.shown]
         one = self._models.remove(self._on_free, outputs=answer, **LIGHT)
         one.then(None, js=KEEP_PLACE, api_visibility="private")
-        self._free_idle.click(lambda: self._relieve(lambda: free_idle(self._studio)), outputs=answer, **LIGHT)
+        self._free_idle.click(
+            lambda: self._relieve(lambda: self._studio.free(keep_expected=True)), outputs=answer, **LIGHT
+        )
         self._free_all.click(lambda: self._relieve(self._studio.free), outputs=answer, **LIGHT)
 
     def _on_free(self, event: gr.EventData) -> Updates:
@@ -92,17 +94,3 @@ class MachineTab:
         except (UserError, InternalError) as error:
             said = machine_markup.said(str(error))
         return {self._said: said} | self.look()
-
-
-def free_idle(studio: Studio) -> Freed:
-    """Free the models that nobody uses and no waiting request needs."""
-    before: dict[str, int] = {}
-    after: dict[str, int] = {}
-    kept = []
-    for model in studio.machine().models:
-        if model.holders or model.loading or model.expected:
-            kept.append(model.key)
-        else:
-            freed = studio.free(model.key)
-            before, after = before or freed.before, freed.after
-    return Freed(before, after, tuple(kept))

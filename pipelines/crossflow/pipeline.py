@@ -85,6 +85,7 @@ class CrossFlow(Pipeline):
                 source = fm.latent_arithmetic(source, added, removed, params.concept_strength)
             note = "Only the first words of the prompt fit" if any(cuts) else "Painting"
             pictures = yield from painter.paint(source, params.num_inference_steps, params.guidance_scale, note)
+        del painter  # its models may go now
         for number, pixels in enumerate(pictures):
             which, index = divmod(number, params.num_images)
             made_by = provenance(self, inputs[which], params, runtime.models, index)
