@@ -178,6 +178,7 @@ class Studio:
             finally:
                 events.put(None)
 
+        runtime.report = events.put
         with self._queued(pipeline):
             yield from self._stream(work, events, runtime)
 

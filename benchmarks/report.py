@@ -23,8 +23,11 @@ def machine() -> dict[str, Any]:
 
 
 def save(name: str, results: dict[str, Any]) -> None:
+    """Write ``results`` to their file; parts that were measured before and are not among them stay."""
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps({"machine": machine(), **results}, indent=2) + "\n")
+    path = RESULTS / f"{name}.json"
+    before = json.loads(path.read_text()) if path.exists() else {}
+    path.write_text(json.dumps({**before, "machine": machine(), **results}, indent=2) + "\n")
 
 
 def table(header: list[str], rows: list[list[Any]]) -> str:

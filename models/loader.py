@@ -16,6 +16,7 @@ from functools import partial
 
 import psutil
 import torch
+from threadpoolctl import threadpool_limits
 
 from models.accounts import Kind
 from models.catalog import ModelSpec
@@ -33,6 +34,16 @@ from models.sources import Files
 log = logging.getLogger(__name__)
 
 PINNED_SHARE = 0.25  # of the machine's memory: locked pages are taken from every other program
+
+
+def compute_alone() -> None:
+    """Let the calling thread compute on one core from now on.
+
+    OpenMP keeps helpers for every thread that ever computed on several. As soon as there are more of them than cores,
+    those of all threads sleep between operations instead of waiting awake, and small models take twice as long.
+    """
+    torch.zeros(1).add(1)  # torch sets its own number of threads at a thread's first operation
+    threadpool_limits(limits=1, user_api="openmp")
 
 
 class Loader:
@@ -53,7 +64,7 @@ class Loader:
         self.precisions = precisions
         self.ledger = Ledger(device, budget_bytes, host_bytes, choose, self._schedule_send_off)
         self._changed = changed
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model-loader")
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="model-loader", initializer=compute_alone)
 
     def find(self, spec: ModelSpec) -> Resident | None:
         """What is in memory or on its way for ``spec``, under this key or another of the same source."""

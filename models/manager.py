@@ -36,6 +36,8 @@ from models.working_memory import Work, WorkingMemory
 
 log = logging.getLogger(__name__)
 
+HEARTBEAT_SECONDS = 0.5
+
 
 class ModelManager:
     """Leases of the models in ``specs``, which together take at most ``budget_bytes`` on ``device``. Thread-safe.
@@ -127,7 +129,7 @@ class ModelManager:
             self._ledger.expected = tuple(dict.fromkeys(key for key in keys if key in self.specs))
             for resident in self._ledger.residents():
                 # The loader looks at this between its steps.
-                resident.unwanted = resident.ahead and not set(resident.keys) & set(self._ledger.expected)
+                resident.unwanted = not resident.leases and not set(resident.keys) & set(self._ledger.expected)
             self._loader.load_ahead()
 
     def relieve(self, said: str) -> int:
@@ -244,7 +246,7 @@ class ModelManager:
             return lease
 
     def _on_its_way(self, spec: ModelSpec) -> Resident:
-        """The model on the device, or being loaded. Loads that were only meant to save time give way to it."""
+        """The model on the device, or being loaded. Loads that nobody waits for give way to it."""
         while True:
             resident = self._loader.find(spec)
             try:
@@ -254,7 +256,7 @@ class ModelManager:
                     self._loader.bring_back(resident)
                 return resident
             except UserError:
-                in_the_way = [r for r in self._ledger.residents() if r.ahead and not r.leases and not r.model.done()]
+                in_the_way = [r for r in self._ledger.residents() if not r.leases and not r.model.done()]
                 if not in_the_way:
                     raise
                 for other in in_the_way:
@@ -278,18 +280,22 @@ class ModelManager:
                 self._ledger.decide("freed", spec.key, evicted, note="its files have changed")
 
     def _wait(self, lease: Lease, on_progress: OnProgress | None) -> object:
-        """The loaded model; on the way there every step of the load is shown to the caller."""
+        """The loaded model; on the way there the caller is told every step, and that it goes on where there is none.
+
+        So a caller that does not want it any more can raise from ``on_progress`` at any time.
+        """
         started = time.monotonic()
         seen = (0.0, "")
         while True:
             with self._changed:
-                while lease.resident.progress == seen and not lease.resident.model.done():
-                    self._changed.wait()
+                if lease.resident.progress == seen and not lease.resident.model.done():
+                    self._changed.wait(HEARTBEAT_SECONDS)
                 resident = lease.resident
-                new, seen = resident.progress != seen, resident.progress
-            if new and on_progress and not resident.model.done():
-                on_progress(*seen)
-            elif resident.model.done():
+                seen = resident.progress
+            if not resident.model.done():
+                if on_progress:
+                    on_progress(*seen)
+            else:
                 try:
                     model = resident.model.result()
                 except Superseded:
@@ -305,6 +311,8 @@ class ModelManager:
             if lease in resident.leases:
                 resident.leases.remove(lease)
             resident.last_used = time.time()
+            # A load that its last waiter has given up, and that nobody expects, ends at its next step.
+            resident.unwanted = not resident.leases and not set(resident.keys) & set(self._ledger.expected)
             self._loader.load_ahead()
             self._sweep_later()
 

@@ -33,7 +33,9 @@ class Lease:
 
 @dataclass(eq=False)
 class Resident:
-    """``bytes`` are as expected while it loads, then as measured; ``ahead``: loaded for a plan, not leased yet."""
+    """``bytes`` are as expected while it loads, then as measured; ``ahead``: loaded for a plan, not leased
+    yet; ``unwanted``: nobody leases or expects it, so its load may end.
+    """
 
     spec: ModelSpec
     precision: Precision

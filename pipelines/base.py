@@ -81,12 +81,22 @@ class Lender(Protocol):
 class Runtime:
     """What a run is given beside inputs and params: models by lease, and the wish to stop.
 
-    ``micro_batch``: how many things may be computed at once; less after memory ran out.
+    ``micro_batch``: how many things may be computed at once; less after memory ran out. ``report`` takes progress that
+    comes while the pipeline waits for a model and can yield nothing.
     """
 
     models: Lender
     cancelled: threading.Event = field(default_factory=threading.Event)
     micro_batch: int = 16
+    report: Callable[[Progress], None] = field(default=lambda progress: None)
+
+    def lease(self, key: str) -> AbstractContextManager[Any]:
+        """The model ``key`` for as long as the context lasts; its load reports progress and can be cancelled."""
+        return self.models.lease(key, self._loading)
+
+    def _loading(self, fraction: float, message: str) -> None:
+        self.raise_if_cancelled()
+        self.report(Progress(int(100 * fraction), 100, message))
 
     def raise_if_cancelled(self) -> None:
         """Raises :class:`Cancelled`; called between denoising steps."""

@@ -20,10 +20,11 @@ import pytest
 import torch
 
 from app.studio import Saved, Studio
-from models.errors import UserError
+from models.errors import Cancelled, UserError
 from models.machine import container_room
 from models.manager import ModelManager
 from models.modules import bytes_of
+from models.sources import Files, Folder, OnProgress
 from models.working_memory import Work
 from pipelines.media import Text
 from tests.tiny_models import UNIT, Weights, manager_of, resident, spec_of, use
@@ -146,6 +147,18 @@ def test_03_two_waiters_share_one_load_and_loads_are_serial(tmp_path: Path) -> N
     for thread in threads:
         thread.join(10)
     assert loads == {"a": 1, "b": 1, "c": 1} and max(most) == 1
+
+
+def test_03_loads_leave_the_cores_to_the_thread_that_computes(tmp_path: Path) -> None:
+    threads = []
+
+    def load(_: Path) -> Weights:
+        threads.append(torch.get_num_threads())
+        return Weights(1)
+
+    before = torch.get_num_threads()
+    use(manager_of(1, spec_of("a", tmp_path, load=load)), "a")
+    assert threads == [1] and torch.get_num_threads() == before
 
 
 # 4. Eviction frees for real. 5. Two hundred cycles do not grow memory.
@@ -317,8 +330,8 @@ def test_10_nothing_that_is_used_or_expected_goes_for_it(tmp_path: Path) -> None
 def test_10_a_load_ahead_that_nobody_wants_any_more_ends(tmp_path: Path) -> None:
     started, may_finish = threading.Event(), threading.Event()
 
-    class Slow(type(spec_of("x", tmp_path).source)):  # type: ignore[misc]
-        def resolve(self, on_progress: object) -> object:
+    class Slow(Folder):
+        def resolve(self, on_progress: OnProgress) -> Files:
             started.set()
             assert may_finish.wait(10)
             return super().resolve(on_progress)
@@ -355,6 +368,35 @@ def test_10_a_load_ahead_gives_way_to_a_model_that_is_needed_now(tmp_path: Path)
     may_finish.set()
     wanted.join(10)
     assert there == [["b"]]
+
+
+def test_a_wait_can_be_given_up_and_the_load_then_ends(tmp_path: Path) -> None:
+    may_go_on = threading.Event()
+    built = []
+
+    class Slow(Folder):
+        def resolve(self, on_progress: OnProgress) -> Files:
+            while not may_go_on.wait(0.01):
+                on_progress(0.5, "Fetching")  # as a download does
+            return super().resolve(on_progress)
+
+    def load(_: Path) -> Weights:
+        built.append(1)
+        return Weights(1)
+
+    slow = replace(spec_of("a", tmp_path, load=load), source=Slow(tmp_path / "a"))
+    manager = manager_of(1, slow, spec_of("b", tmp_path))
+
+    def give_up(fraction: float, message: str) -> None:
+        raise Cancelled
+
+    with pytest.raises(Cancelled), manager.lease("a", give_up):
+        pass
+    use(manager, "b")
+    assert resident(manager) == ["b"] and not built
+    may_go_on.set()
+    use(manager, "a")
+    assert resident(manager) == ["a"]
 
 
 def test_10_models_larger_than_they_seemed_do_not_drive_each_other_out(tmp_path: Path) -> None:

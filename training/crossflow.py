@@ -226,7 +226,7 @@ def training_pictures(pictures: Pictures) -> tuple[np.ndarray, list[Captioned], 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the picture tables")
-    parser.add_argument("--steps", type=int, default=640)
+    parser.add_argument("--steps", type=int, default=1010)
     parser.add_argument("--lr", type=float, default=1.5e-3)
     parser.add_argument("--continue-from", type=Path, help="weights to go on from, with fresh optimizer state")
     arguments = parser.parse_args()

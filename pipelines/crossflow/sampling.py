@@ -41,7 +41,7 @@ class Painter:
 
     @classmethod
     def lease(cls, runtime: Runtime, stack: ExitStack) -> Self:
-        encoder, flow, autoencoder = (stack.enter_context(runtime.models.lease(key)) for key in MODELS)
+        encoder, flow, autoencoder = (stack.enter_context(runtime.lease(key)) for key in MODELS)
         return cls(encoder, flow, autoencoder, runtime)
 
     def sources(self, prompt: str, style: str | None, seeds: Sequence[int]) -> tuple[Tensor, bool]:
