@@ -13,7 +13,9 @@ from collections.abc import Callable, Collection, Sequence
 
 from models.accounts import Candidate
 
-HALF_LIFE = 60  # leases after which an old use counts half; a request takes about three
+LEASES_PER_REQUEST = 3
+HALF_LIFE_REQUESTS = 20  # after which an old use counts half
+HALF_LIFE = HALF_LIFE_REQUESTS * LEASES_PER_REQUEST  # in leases
 UNKNOWN_SECONDS, UNKNOWN_BYTES_PER_SECOND = 0.25, 0.6e9  # of a model that was never loaded here
 
 # Idle models, bytes needed, keys expected (soonest first) -> the models that go.
@@ -30,10 +32,10 @@ class Reuse:
     def note(self, key: str) -> None:
         """A lease of ``key`` begins."""
         self._clock += 1
-        self._rates[key] = (self._clock, self._rate(key) + 1.0)
+        self._rates[key] = (self._clock, self._rate(key) + 1 / HALF_LIFE_REQUESTS)
 
     def chance(self, key: str) -> float:
-        """In [0, 1): that one of the next leases, about as many as the half-life, is for ``key``."""
+        """In [0, 1): that the next request is for ``key``, were requests as they lately were."""
         return 1 - math.exp(-self._rate(key))
 
     def _rate(self, key: str) -> float:
