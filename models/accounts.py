@@ -149,5 +149,7 @@ def _listed(names: tuple[str, ...]) -> str:
 
 def readable_bytes(size: int) -> str:
     """``1_530_000_000`` -> ``"1.53 GB"``, ``3_900_000`` -> ``"3.9 MB"``, ``4_000`` -> ``"4.0 KB"``."""
+    if size < 1000:
+        return f"{size} bytes"
     unit, name = (1e9, "GB") if size >= 1e9 else (1e6, "MB") if size >= 1e5 else (1e3, "KB")
     return f"{size / unit:.{2 if name == 'GB' else 1}f} {name}"

@@ -96,7 +96,9 @@ class Runtime:
 
     def _loading(self, fraction: float, message: str) -> None:
         self.raise_if_cancelled()
-        self.report(Progress(int(100 * fraction), 100, message))
+        # In words: the bar is for the work itself, and would jump back for every model.
+        share = f" ({100 * fraction:.0f} %)" if 0 < fraction < 1 else ""
+        self.report(Progress(0, 1, message + share))
 
     def raise_if_cancelled(self) -> None:
         """Raises :class:`Cancelled`; called between denoising steps."""

@@ -132,6 +132,6 @@ def test_the_command_line_frees_models_of_a_running_app(
         assert json.loads(capsys.readouterr().out)["bytes"] == held["bytes"]
         assert client.predict(api_name="/machine")["models"] == []
     assert main(["models", "free", "--url", tiny_server.url]) == 0
-    assert capsys.readouterr().out == "Freed 0.0 MB.\n"
+    assert capsys.readouterr().out == "Freed 0 bytes.\n"
     assert main(["models", "free", "nobody", "--url", tiny_server.url]) == 2
     assert "no model called 'nobody'" in capsys.readouterr().err
