@@ -26,7 +26,8 @@ from models.errors import Cancelled, UserError
 from models.machine import choose_device, memory_budget
 from models.manager import ModelManager
 from models.precision import PRECISIONS, Precision
-from models.quantize import choose_precision, measured_speeds
+from models.quantize import choose_precision
+from models.speeds import measured_speeds
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Registry, Runtime, installed_registry
 from pipelines.media import Artifact, Text
 

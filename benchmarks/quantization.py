@@ -30,8 +30,10 @@ from benchmarks.report import save, table
 from models.catalog import ModelSpec, catalog
 from models.machine import compute_dtype
 from models.modules import bytes_of, modules_of
-from models.quantize import PRECISIONS, Precision, apply_precision, choose_precision, measured_speeds, save_prepared
+from models.precision import PRECISIONS, Precision
+from models.quantize import apply_precision, choose_precision, save_prepared
 from models.records import ModelRecord
+from models.speeds import measured_speeds
 from pipelines.base import Produced, Runtime, precision
 from pipelines.crossflow.pipeline import CrossFlow
 from pipelines.crossflow.sampling import MODELS

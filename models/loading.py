@@ -13,7 +13,8 @@ import torch
 from models.catalog import ModelSpec
 from models.errors import OutOfMemory, UserError
 from models.modules import modules_of
-from models.quantize import Precision, apply_precision, load_prepared, save_prepared
+from models.precision import Precision
+from models.quantize import apply_precision, load_prepared, save_prepared
 from models.sources import Files
 from models.speeds import cache_folder
 

@@ -20,8 +20,7 @@ from torch import Tensor, nn
 from models.checksums import hash_of
 from models.modules import modules_of
 from models.packing import BLOCK
-from models.precision import PRECISIONS as PRECISIONS
-from models.precision import Precision as Precision
+from models.precision import Precision
 from models.quantized_layers import (
     HALVES,
     Int8Linear,
@@ -31,8 +30,7 @@ from models.quantized_layers import (
     bitsandbytes_works,
     hold_half,
 )
-from models.speeds import Speeds as Speeds
-from models.speeds import measured_speeds as measured_speeds
+from models.speeds import Speeds
 
 log = logging.getLogger(__name__)
 

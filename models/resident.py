@@ -12,7 +12,7 @@ import torch
 from models.accounts import ModelStatus, Tier
 from models.catalog import ModelSpec
 from models.modules import modules_of
-from models.quantize import Precision
+from models.precision import Precision
 
 
 class Superseded(Exception):  # noqa: N818 - what became of a load, not an error
@@ -33,8 +33,8 @@ class Lease:
 
 @dataclass(eq=False)
 class Resident:
-    """``bytes`` are as expected while it loads, then as measured; ``ahead``: loaded for a plan, not leased
-    yet; ``unwanted``: nobody leases or expects it, so its load may end.
+    """``bytes`` are as expected while it loads, then as measured; ``ahead``: loaded for a plan, not leased yet;
+    ``unwanted``: nobody leases or expects it, so its load may end.
     """
 
     spec: ModelSpec

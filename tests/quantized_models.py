@@ -103,7 +103,8 @@ def made(name: str) -> nn.Module:
 
 
 def difference(a: Tensor, b: Tensor) -> float:
-    """The length of the difference as a share of that of ``b``."""
+    """The length of the difference as a share of that of ``b``; in double, where squares of large values are finite."""
+    a, b = a.double(), b.double()
     return float((a - b).norm() / b.norm())
 
 

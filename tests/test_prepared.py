@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from models.modules import bytes_of
-from models.quantize import Precision, apply_precision, load_prepared, save_prepared
+from models.precision import Precision
+from models.quantize import apply_precision, load_prepared, save_prepared
 from tests.quantized_models import CPU, REDUCED, Pair, crossflow, made, t5, velocity
 
 

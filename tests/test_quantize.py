@@ -17,17 +17,10 @@ from models import quantized_layers
 from models.catalog import catalog
 from models.modules import bytes_of
 from models.nets.crossflow import CrossFlow
-from models.quantize import (
-    PRECISIONS,
-    Precision,
-    Speeds,
-    apply_precision,
-    bytes_at,
-    choose_precision,
-    measured_speeds,
-    storage,
-)
+from models.precision import PRECISIONS, Precision
+from models.quantize import apply_precision, bytes_at, choose_precision, storage
 from models.quantized_layers import Int8Linear, Layer, Nf4Linear, RoundingInt8Linear
+from models.speeds import Speeds, measured_speeds
 from tests.quantized_models import CPU, MODELS, REDUCED, WIDE, Pair, difference, made, t5, velocity
 
 # Largest difference of the output from float32's, as a share of its norm.
