@@ -18,12 +18,15 @@ def events_of(
     """The events of a run, with a look at the user's wish to stop between them, even if the pipeline never looks.
 
     If an allocation fails, the run starts again: first with idle models dropped, then with smaller and smaller
-    micro-batches, then in a lower precision if the settings leave the choice to us. A run is deterministic, so what had
-    been produced by then is not produced twice. Raises :class:`UserError` when all of that is of no use.
+    micro-batches, then in a lower precision if the settings leave the choice to us. The micro-batch that works is
+    remembered for such runs. A run is deterministic, so what had been produced by then is not produced twice. Raises
+    :class:`UserError` when all of that is of no use.
     """
     told, relieved = 0, False
     shape = pipeline.shape_of_work(inputs, params)
     work = Work(pipeline.name, shape, str(manager.dtype).removeprefix("torch."))
+    wanted = runtime.micro_batch
+    runtime.micro_batch = manager.working_memory.micro_batch(work, wanted)
     while True:
         try:
             with manager.working(work, pipeline.models):
@@ -33,6 +36,7 @@ def events_of(
                     elif number > told:
                         told = number
                         yield event
+            manager.working_memory.worked(work, runtime.micro_batch, wanted)
             return
         except Exception as error:
             if not is_out_of_memory(error):

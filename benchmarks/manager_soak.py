@@ -26,7 +26,7 @@ import psutil
 import torch
 
 from benchmarks.report import save
-from models.catalog import ModelSpec, catalog
+from models.catalog import ModelSpec, shipped
 from models.errors import Cancelled, UserError
 from models.loading import trim_heap
 from models.manager import ModelManager
@@ -44,7 +44,7 @@ def rss() -> int:
 
 def cycles(count: int) -> dict[str, Any]:
     """Load and evict each lite model in turn ``count`` times in all; growth of resident memory after the first ten."""
-    specs = catalog("lite")
+    specs = shipped()
     manager = ModelManager(specs, CPU, max(spec.bytes for spec in specs.values()))
     start, started = 0, time.perf_counter()
     for number in range(count):
@@ -61,7 +61,7 @@ def storm(seconds: float, seed: int) -> dict[str, Any]:
     """Eight threads for ``seconds``; what came of their leases, the most that was held, and the recount."""
     ever: weakref.WeakSet[Any] = weakref.WeakSet()
     chance = random.Random(seed)
-    specs = {key: replace(spec, load=_failing(spec, chance, ever)) for key, spec in catalog("lite").items()}
+    specs = {key: replace(spec, load=_failing(spec, chance, ever)) for key, spec in shipped().items()}
     budget = int(1.05 * max(spec.bytes for spec in specs.values()))
     manager = ModelManager(specs, CPU, budget)
     outcomes: Counter[str] = Counter()

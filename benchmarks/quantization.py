@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import save, table
-from models.catalog import ModelSpec, catalog
+from models.catalog import ModelSpec, shipped
 from models.machine import compute_dtype
 from models.modules import bytes_of, modules_of
 from models.precision import PRECISIONS, Precision
@@ -78,8 +78,12 @@ class Held:
         return ModelRecord(key, "", "")
 
 
+def folder_of(spec: ModelSpec) -> Path:
+    return spec.source.resolve(lambda fraction, message: None).folder
+
+
 def load(spec: ModelSpec, wanted: Precision) -> Any:
-    model = spec.load(spec.source.path)  # type: ignore[attr-defined]
+    model = spec.load(folder_of(spec))
     for module in modules_of(model):
         module.eval().requires_grad_(False)
     apply_precision(model, wanted, CPU)
@@ -224,14 +228,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="measure next to nothing, and keep nothing")
     size = QUICK if parser.parse_args().quick else FULL
-    specs, speeds = catalog("lite"), measured_speeds(CPU)
+    specs, speeds = shipped(), measured_speeds(CPU)
     held = {name: {key: load(spec, name) for key, spec in specs.items()} for name in PRECISIONS}
-    shipped = {key: sum(f.stat().st_size for f in spec.source.path.iterdir()) for key, spec in specs.items()}  # type: ignore[attr-defined]
+    on_disk = {key: sum(file.stat().st_size for file in folder_of(spec).iterdir()) for key, spec in specs.items()}
     results: dict[str, Any] = {
         "size": asdict(size),
         "speeds": asdict(speeds),
         "auto": choose_precision(sum(spec.bytes for spec in specs.values()), 10**12, speeds),
-        "shipped_bytes": shipped,
+        "shipped_bytes": on_disk,
         "models": [row for key in specs for row in compare(key, held, specs, size)],
         "policies": compare_policies(held, size),
     }

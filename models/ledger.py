@@ -9,12 +9,15 @@ import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import NamedTuple
+from weakref import ref
 
 import torch
+from torch import nn
 
 from models.accounts import Candidate, Decision, Kind, Metrics, readable_bytes
 from models.errors import OutOfMemory, UserError
 from models.eviction import Choose, Reuse, expected_reload_seconds
+from models.modules import watched
 from models.precision import Precision
 from models.resident import Resident
 
@@ -61,6 +64,7 @@ class Ledger:
         self.metrics = Metrics()
         self.decisions: deque[Decision] = deque(maxlen=DECISIONS_KEPT)
         self._by_key: dict[str, Resident] = {}  # several keys may share one
+        self._dropped: list[ref[nn.Module]] = []
         self._choose = choose
         self._send_off = send_off
 
@@ -101,6 +105,11 @@ class Ledger:
         return sum(resident.bytes for resident in self.residents() if resident.on_device)
 
     @property
+    def used_on_host(self) -> int:
+        """Bytes of evicted models beside an accelerator."""
+        return sum(resident.bytes_on_host for resident in self.residents() if not resident.on_device)
+
+    @property
     def traffic(self) -> int:
         """How many models have come and gone."""
         return self.metrics.loads + self.metrics.prefetches + self.metrics.evictions.total()
@@ -113,7 +122,7 @@ class Ledger:
     def by_device(self) -> dict[str, int]:
         held = {str(self.device): self.used}
         if self.host_bytes:
-            held["host"] = sum(resident.bytes for resident in self.residents() if not resident.on_device)
+            held["host"] = self.used_on_host
         return held
 
     def fits_without_harm(self, need: int) -> bool:
@@ -171,38 +180,54 @@ class Ledger:
         """Let go of idle models altogether."""
         for resident in gone:
             self.forget(resident)
+            self._dropped += watched(resident.model.result())
         self.metrics.evictions[reason] += len(gone)
         return Evicted((), tuple(resident.key for resident in gone), sum(resident.bytes for resident in gone))
 
+    def take_dropped(self) -> list[ref[nn.Module]]:
+        """The parts of the models that were dropped since this was last asked."""
+        dropped, self._dropped = self._dropped, []
+        return dropped
+
     def _evict(self, short: int, reason: str) -> Evicted:
-        """Give up idle models for ``short`` bytes: to the host's memory while there is room, else altogether."""
+        """Give up idle models for ``short`` bytes: to the host's memory, which gives up what is worth least there."""
         candidates = self.candidates()
         gone = [self._by_key[item.key] for item in self._choose(candidates, short, self.expected)]
-        room = self.host_bytes - sum(resident.bytes for resident in self.residents() if not resident.on_device)
-        kept = []
         for resident in gone:
-            if resident.bytes <= room:
-                room -= resident.bytes
-                resident.on_device = False
-                kept.append(resident)
-        dropped = self.drop([resident for resident in gone if resident not in kept], reason)
+            resident.on_device = False
+        lost = self._too_much_for_the_host()
+        kept = [resident for resident in gone if resident not in lost]
         self.metrics.evictions[reason] += len(kept)
+        self.drop([resident for resident in gone if resident in lost], reason)
+        replaced = self.drop([resident for resident in lost if resident not in gone], "room on the host")
+        if replaced.chosen:
+            self.decide("made room", "evicted models", replaced, need=sum(r.bytes for r in kept), note="on the host")
         self._send_off(kept)
-        names = tuple(resident.key for resident in kept)
-        return Evicted(tuple(candidates), names + dropped.chosen, dropped.bytes + sum(r.bytes for r in kept))
+        return Evicted(tuple(candidates), tuple(r.key for r in gone), sum(r.bytes for r in gone))
+
+    def _too_much_for_the_host(self) -> list[Resident]:
+        """Of the evicted models, those that have to go altogether; all of them where the host is the device."""
+        over = self.used_on_host - self.host_bytes
+        if over <= 0:
+            return []
+        evicted = [resident for resident in self.residents() if not resident.on_device]
+        candidates = [self._candidate(resident, resident.bytes_on_host, "disk") for resident in evicted]
+        return [self._by_key[item.key] for item in self._choose(candidates, over, self.expected)]
 
     # ------------------------------------------------------------------------------------------- values and words
 
     def candidates(self) -> list[Candidate]:
-        """Idle models on the device, each under the name by which a plan expects it, if one does."""
+        """Idle models on the device."""
         idle = [resident for resident in self.residents() if resident.idle and resident.on_device]
-        names = [next((key for key in r.keys if key in self.expected), r.key) for r in idle]
-        return [Candidate(name, r.bytes, self._value(r), r.last_used) for name, r in zip(names, idle, strict=True)]
+        origin = "host" if self.host_bytes else "disk"
+        return [self._candidate(resident, resident.bytes, origin) for resident in idle]
 
-    def _value(self, resident: Resident) -> float:
-        measured = self.seconds.get((resident.key, "host" if self.host_bytes else "disk"))
-        seconds = expected_reload_seconds(resident.bytes, measured)
-        return seconds * max(self.reuse.chance(key) for key in resident.keys)
+    def _candidate(self, resident: Resident, size: int, origin: str) -> Candidate:
+        """Under the name by which a plan expects it, if one does. ``origin``: the tier that it would come back from."""
+        name = next((key for key in resident.keys if key in self.expected), resident.key)
+        seconds = expected_reload_seconds(resident.bytes, self.seconds.get((resident.key, origin)))
+        chance = max(self.reuse.chance(key) for key in resident.keys)
+        return Candidate(name, size, seconds * chance, resident.last_used)
 
     def decide(
         self, kind: Kind, key: str, evicted: Evicted = NOTHING, *, need: int = 0, seconds: float = 0.0, note: str = ""

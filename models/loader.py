@@ -28,7 +28,7 @@ from models.loading import build, first_line, is_out_of_memory, trim_heap
 from models.modules import bytes_of
 from models.precision import Precision
 from models.quantize import bytes_at
-from models.resident import Resident, Superseded, move
+from models.resident import Resident, Superseded, move, pinned_bytes_of
 from models.sources import Files
 
 log = logging.getLogger(__name__)
@@ -90,10 +90,14 @@ class Loader:
 
     def bring_back(self, resident: Resident) -> None:
         """From the host's memory to the device again. Raises as :meth:`start`."""
-        evicted = self.ledger.make_room(resident.key, resident.bytes)
-        model = resident.model.result()
-        resident.return_to_device()
-        self._thread.submit(self._bring, resident, model, evicted)
+        there = resident.model
+        resident.return_to_device()  # first, so that it leaves the host's room to what goes for it
+        try:
+            evicted = self.ledger.settle(resident, resident.bytes)
+        except UserError:
+            resident.on_device, resident.model = False, there
+            raise
+        self._thread.submit(self._bring, resident, there.result(), evicted)
 
     def load_ahead(self) -> None:
         """Begin with the next expected model, if the thread is free and nothing that is needed would have to go."""
@@ -110,6 +114,12 @@ class Loader:
                 self.bring_back(resident)
             return
 
+    def trim(self) -> None:
+        """Give back what dropped models took. Called without the lock, by whoever dropped them."""
+        with self._changed:
+            dropped = self.ledger.take_dropped()
+        trim_heap(self.device, dropped)
+
     def _size(self, key: str) -> int:
         """Bytes that the model took when it was last loaded, else about what it will take."""
         precision = self.precisions[key]
@@ -120,7 +130,7 @@ class Loader:
     def _load(self, resident: Resident, evicted: Evicted) -> None:
         """Fetch, build, move and weigh; whoever waits gets the model or the error."""
         model: object = None
-        failed = False
+        left_pieces = False
         try:
             started = time.perf_counter()
             self._raise_if_unwanted(resident)
@@ -136,20 +146,19 @@ class Loader:
                     evicted.candidates or more.candidates, evicted.chosen + more.chosen, evicted.bytes + more.bytes
                 )
                 self._arrived(resident, model, "disk", time.perf_counter() - started, evicted)
-        except Superseded as ended:
-            with self._changed:
-                self._fail(resident, ended)
         except BaseException as error:
-            failed, model = True, None
-            # The frames of the failed load would hold its weights for as long as somebody holds the error.
+            left_pieces = model is not None or not isinstance(error, Superseded)
+            # This frame and those of the failed load would hold its weights for as long as somebody holds the error.
+            model = None
             traceback.clear_frames(error.__traceback__)
             with self._changed:
-                self.ledger.metrics.failures += 1
-                self.ledger.decide("failed", resident.key, evicted, note=first_line(error))
-                if resident.ahead:
-                    self.ledger.failed_ahead.update(resident.keys)
+                if not isinstance(error, Superseded):
+                    self.ledger.metrics.failures += 1
+                    self.ledger.decide("failed", resident.key, evicted, note=first_line(error))
+                    if resident.ahead:
+                        self.ledger.failed_ahead.update(resident.keys)
                 self._fail(resident, error)
-        if failed:
+        if left_pieces:
             trim_heap(self.device)
         with self._changed:
             self.load_ahead()
@@ -161,9 +170,9 @@ class Loader:
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            if resident.ahead:
-                raise Superseded from None
             said = first_line(error)
+        if resident.ahead:
+            raise Superseded
         log.warning("memory ran out while loading '%s'", resident.key)
         with self._changed:
             self.ledger.relieve(resident.key, said)
@@ -219,7 +228,7 @@ class Loader:
             started = time.perf_counter()
             move(model, self.device)
             with self._changed:
-                resident.pinned = False
+                resident.pinned_bytes = 0
                 self._arrived(resident, model, "host", time.perf_counter() - started, evicted)
         except BaseException as error:
             with self._changed:
@@ -258,20 +267,25 @@ class Loader:
         """Ahead of the load that wants the room: move models to the host, give back what dropped ones took."""
         for resident in evicted:
             with self._changed:
-                if resident.on_device:  # asked for again meanwhile
-                    continue
+                if resident.on_device or self.ledger.get(resident.key) is not resident:
+                    continue  # asked for again meanwhile, or dropped
                 model = resident.model.result()
-                pinned = sum(r.bytes for r in self.ledger.residents() if r.pinned)
-                allowed = PINNED_SHARE * psutil.virtual_memory().total
-                pin = self.device.type == "cuda" and pinned + resident.bytes <= allowed
+                pinned = self._pinned(resident, pinned_bytes_of(model))
             try:
-                move(model, torch.device("cpu"), pinned=pin)
+                move(model, torch.device("cpu"), pinned=pinned > 0)
             except (UserError, RuntimeError, MemoryError) as error:
                 log.warning("'%s' could not be kept in the host's memory: %s", resident.key, first_line(error))
                 with self._changed:
                     self.ledger.drop([resident], "no room on the host")
                 continue
             with self._changed:
-                resident.pinned = pin
-                self.ledger.metrics.bytes_moved["pinned" if pin else "host"] += resident.bytes
-        trim_heap(self.device)
+                resident.pinned_bytes = pinned
+                self.ledger.metrics.bytes_moved["pinned" if pinned else "host"] += resident.bytes
+        self.trim()
+
+    def _pinned(self, resident: Resident, need: int) -> int:
+        """``need``, the bytes of pinned memory for the resident, if it may lie there, else 0."""
+        held = sum(other.pinned_bytes for other in self.ledger.residents())
+        fits = held + need <= PINNED_SHARE * psutil.virtual_memory().total
+        fits_host = self.ledger.used_on_host - resident.bytes_on_host + need <= self.ledger.host_bytes
+        return need if self.device.type == "cuda" and fits and fits_host else 0

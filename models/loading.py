@@ -6,15 +6,19 @@ import ctypes
 import errno
 import gc
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from weakref import ref
 
 import torch
+from torch import nn
 
 from models.catalog import ModelSpec
 from models.errors import OutOfMemory, UserError
 from models.modules import modules_of
 from models.precision import Precision
 from models.quantize import apply_precision, load_prepared, save_prepared
+from models.resident import move
 from models.sources import Files
 from models.speeds import cache_folder
 
@@ -43,8 +47,26 @@ def build(spec: ModelSpec, files: Files, precision: Precision, device: torch.dev
 
 def _ready(model: object, device: torch.device) -> object:
     for module in modules_of(model):
-        module.eval().requires_grad_(False).to(device)
+        module.eval().requires_grad_(False)
+    if device.type == "cpu":
+        _take_out_of_files(model)
+    move(model, device)
     return model
+
+
+def _take_out_of_files(model: object) -> None:
+    """Copy weights that lie in the pages of a file: they would change with it, and be gone if it were cut short."""
+    copies: dict[int, torch.UntypedStorage] = {}  # tensors that share memory still do afterwards
+    for module in modules_of(model):
+        for tensor in (*module.parameters(), *module.buffers()):
+            held = tensor.untyped_storage()
+            if not held.resizable():  # memory that torch did not allocate
+                if held.data_ptr() not in copies:
+                    copies[held.data_ptr()] = held.clone()
+                copy = copies[held.data_ptr()]
+                tensor.data = torch.empty(0, dtype=tensor.dtype).set_(
+                    copy, tensor.storage_offset(), tensor.size(), tensor.stride()
+                )
 
 
 def _check_numbers(key: str, model: object) -> None:
@@ -74,11 +96,17 @@ def first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0][:120]
 
 
-def trim_heap(device: torch.device) -> None:
-    """Give the memory of dropped models back to the system, those in reference cycles included."""
-    gc.collect()
+def trim_heap(device: torch.device, dropped: Sequence[ref[nn.Module]] | None = None) -> None:
+    """Give the memory of dropped models back to the system, those in reference cycles included.
+
+    ``dropped``: their parts (``modules.watched``); ``None``: whatever there is. Cycles are looked for only if one of
+    them is still there, because that takes 0.2 s beside the libraries that models are built with, and loads take less.
+    """
+    if dropped is None or any(part() is not None for part in dropped):
+        gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        torch.accelerator.empty_host_cache()  # pinned blocks, which would be kept for later
     if sys.platform == "linux":
         try:
             ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -71,6 +71,8 @@ class ModelManager:
         self._changed = threading.Condition()  # guards the ledger; notified when a load moves on or ends
         self._loader = Loader(self.specs, device, budget_bytes, host_bytes, self.precisions, choose, self._changed)
         self._ledger = self._loader.ledger
+        self._queued: tuple[str, ...] = ()
+        self._working: list[Collection[str]] = []  # the models of each work in progress
         self._sweeper: threading.Timer | None = None
 
     # ------------------------------------------------------------------------------------------- for pipelines
@@ -105,9 +107,12 @@ class ModelManager:
     def working(self, work: Work, keys: Collection[str] = ()) -> Iterator[None]:
         """Keep free what ``work`` is known to need beside weights, and measure what it really takes.
 
-        ``keys``: the models that it is going to lease; they do not go for it.
+        ``keys``: the models that it is going to lease. They do not go for it, and are expected until it has ended,
+        whatever happens to the plan that named them.
         """
         with self._changed:
+            self._working.append(keys)
+            self._follow_plans()
             reserved = self._ledger.reserve(work.operation, self.working_memory.expected(work) or 0, keys)
             before = self._ledger.traffic
         try:
@@ -119,6 +124,9 @@ class ModelManager:
         finally:
             with self._changed:
                 self._ledger.reserved -= reserved
+                self._working.remove(keys)
+                self._follow_plans()
+                self._loader.load_ahead()
 
     def expect(self, keys: Sequence[str]) -> None:
         """What queued plans will lease, soonest first; replaces what was expected before.
@@ -126,10 +134,8 @@ class ModelManager:
         The first of them that is not in memory is loaded ahead, into room that nothing in use or expected needs.
         """
         with self._changed:
-            self._ledger.expected = tuple(dict.fromkeys(key for key in keys if key in self.specs))
-            for resident in self._ledger.residents():
-                # The loader looks at this between its steps.
-                resident.unwanted = not resident.leases and not set(resident.keys) & set(self._ledger.expected)
+            self._queued = tuple(keys)
+            self._follow_plans()
             self._loader.load_ahead()
 
     def relieve(self, said: str) -> int:
@@ -139,7 +145,7 @@ class ModelManager:
         """
         with self._changed:
             freed = self._ledger.relieve("a run", said)
-        trim_heap(self.device)
+        trim_heap(self.device)  # the failed run has left pieces too
         return freed
 
     def out_of_memory(self, work: Work, keys: Collection[str]) -> UserError:
@@ -163,7 +169,7 @@ class ModelManager:
                 note = ", ".join(f"{key} is held as {self.precisions[key]} from now on" for key in changed)
                 self._ledger.decide("out of memory", "a run", evicted, note=note)
             del stale
-        trim_heap(self.device)
+        self._loader.trim()
         return bool(changed)
 
     # ------------------------------------------------------------------------------------------- for people
@@ -216,10 +222,17 @@ class ModelManager:
                 self._ledger.decide("freed", key or "", evicted)
             after = self._ledger.by_device()
             del wanted, gone
-        trim_heap(self.device)
+        self._loader.trim()
         return Freed(before, after, kept)
 
     # ------------------------------------------------------------------------------------------- leases
+
+    def _follow_plans(self) -> None:
+        keys = [key for working in self._working for key in working] + list(self._queued)
+        self._ledger.expected = tuple(dict.fromkeys(key for key in keys if key in self.specs))
+        for resident in self._ledger.residents():
+            # The loader looks at this between its steps.
+            resident.unwanted = not resident.leases and not set(resident.keys) & set(self._ledger.expected)
 
     def _spec(self, key: str) -> ModelSpec:
         if key not in self.specs:
@@ -335,4 +348,4 @@ class ModelManager:
             del unused
             if self._ledger.residents():
                 self._sweep_later()
-        trim_heap(self.device)
+        self._loader.trim()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 from torch import nn
 
 
@@ -10,6 +12,11 @@ def modules_of(model: object) -> list[nn.Module]:
     if isinstance(model, nn.Module):
         return [model]
     return [value for value in vars(model).values() if isinstance(value, nn.Module)]
+
+
+def watched(model: object) -> list[weakref.ref[nn.Module]]:
+    """Weak references to every part of a model, which tell whether it has left memory."""
+    return [weakref.ref(part) for module in modules_of(model) for part in module.modules()]
 
 
 def bytes_of(model: object) -> int:

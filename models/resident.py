@@ -34,7 +34,7 @@ class Lease:
 @dataclass(eq=False)
 class Resident:
     """``bytes`` are as expected while it loads, then as measured; ``ahead``: loaded for a plan, not leased yet;
-    ``unwanted``: nobody leases or expects it, so its load may end.
+    ``unwanted``: nobody leases or expects it, so its load may end; ``pinned_bytes``: of locked pages that it lies in.
     """
 
     spec: ModelSpec
@@ -43,7 +43,7 @@ class Resident:
     ahead: bool = False
     unwanted: bool = False
     on_device: bool = True
-    pinned: bool = False
+    pinned_bytes: int = 0
     checksum: str = ""
     keys: list[str] = field(default_factory=list)
     leases: list[Lease] = field(default_factory=list)
@@ -63,6 +63,11 @@ class Resident:
     def idle(self) -> bool:
         return not self.leases and self.model.done()
 
+    @property
+    def bytes_on_host(self) -> int:
+        """What it takes there, or would take."""
+        return self.pinned_bytes or self.bytes
+
     def equals(self, other: Resident, checksum: str) -> bool:
         """Same files, same way to build from them, same precision."""
         return (self.checksum, self.spec.load, self.precision) == (checksum, other.spec.load, other.precision)
@@ -76,7 +81,7 @@ class Resident:
             return "host"
         if self.on_device:
             return "accelerator"
-        return "pinned" if self.pinned else "host"
+        return "pinned" if self.pinned_bytes else "host"
 
     def status(self, expected: tuple[str, ...], device: torch.device) -> ModelStatus:
         done = self.model.done()
@@ -96,7 +101,15 @@ class Resident:
 def move(model: object, device: torch.device, *, pinned: bool = False) -> None:
     """Move the model's modules in place; ``pinned`` locks their pages, so that the way back is faster."""
     for module in modules_of(model):
+        for buffer in module.buffers():
+            buffer.data = buffer.data.to(device)  # in place: Module.to would give each of several holders a copy
         module.to(device)
         if pinned:
             for tensor in (*module.parameters(), *module.buffers()):
                 tensor.data = tensor.data.pin_memory()
+
+
+def pinned_bytes_of(model: object) -> int:
+    """What the model takes in pinned memory, of which torch hands out blocks of a power of two each."""
+    tensors = {tensor for module in modules_of(model) for tensor in (*module.parameters(), *module.buffers())}
+    return sum(1 << (tensor.nbytes - 1).bit_length() for tensor in tensors if tensor.nbytes)

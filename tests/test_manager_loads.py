@@ -6,6 +6,7 @@ import gc
 import random
 import threading
 import weakref
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +14,14 @@ import psutil
 import pytest
 import torch
 
+from app.settings import Settings
+from app.studio import Studio
 from models.errors import Cancelled, UserError
 from models.modules import bytes_of
 from models.sources import Files, Folder, OnProgress
+from pipelines.base import Event, Params, Progress, Registry, Runtime
+from pipelines.media import Artifact, Text
+from tests.tiny import Paint
 from tests.tiny_models import UNIT, Weights, manager_of, resident, spec_of, use, wait_until
 
 
@@ -83,6 +89,34 @@ def test_a_model_that_is_unused_for_long_goes_by_itself(tmp_path: Path) -> None:
     use(manager, "a")
     wait_until(lambda: resident(manager) == [])
     assert manager.decisions()[-1].kind == "idle too long"
+
+
+class Stubborn(Paint):
+    """Looks at nothing for as long as ``may_end`` is not set."""
+
+    def __init__(self) -> None:
+        self.inside, self.may_end = threading.Event(), threading.Event()
+
+    def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+        yield Progress(0, 1, "Painting")
+        with runtime.models.lease("painter"):
+            pass
+        self.inside.set()
+        assert self.may_end.wait(10)
+        yield Progress(1, 1, "Painting")
+
+
+def test_a_run_whose_reader_has_left_stays_on_the_plan_until_it_has_stopped(
+    tiny_studio: Studio, tiny_settings: Settings
+) -> None:
+    stubborn, manager = Stubborn(), tiny_studio.manager
+    events = Studio(tiny_settings, Registry([stubborn]), manager).run("tiny-paint", [Text("x")], {})
+    next(events)
+    assert stubborn.inside.wait(10)
+    events.close()  # type: ignore[attr-defined]
+    assert [(row.key, row.expected) for row in manager.status()] == [("painter", True)]
+    stubborn.may_end.set()
+    wait_until(lambda: [row.expected for row in manager.status()] == [False])
 
 
 def test_weights_that_change_on_disk_are_loaded_anew_and_a_lease_keeps_what_it_has(tmp_path: Path) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from models import quantized_layers
-from models.catalog import catalog
+from models.catalog import shipped
 from models.modules import bytes_of
 from models.nets.crossflow import CrossFlow
 from models.precision import PRECISIONS, Precision
@@ -187,6 +190,17 @@ def test_nf4_gives_the_same_without_bitsandbytes(monkeypatch: pytest.MonkeyPatch
     assert difference(expected, original(x)) < 0.15
 
 
+def test_importing_bitsandbytes_fetches_no_code_and_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "kernels").mkdir()
+    (tmp_path / "kernels" / "__init__.py").write_text(
+        "def get_kernel(*names, **options):\n    print('fetched', names)\n"
+    )
+    program = "import models, bitsandbytes, importlib.util; print(importlib.util.find_spec('kernels'))"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{Path.cwd()}"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "None\n" and "kernels" not in done.stderr
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("precision", REDUCED)
 def test_every_precision_gives_the_same_on_a_gpu(precision: Precision) -> None:
@@ -241,8 +255,8 @@ def test_auto_fits_the_budget_if_anything_does_and_loses_no_more_than_it_must(
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_the_estimate_holds_for_the_lite_models_together(precision: Precision) -> None:
     actual = estimated = 0
-    for spec in catalog("lite").values():
-        model = spec.load(spec.source.path)  # type: ignore[attr-defined]
+    for spec in shipped().values():
+        model = spec.load(spec.source.resolve(lambda fraction, message: None).folder)
         apply_precision(model, precision, CPU)
         actual += bytes_of(model)
         estimated += bytes_at(spec.bytes, precision)

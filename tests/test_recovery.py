@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from app.recovery import events_of
 from models.errors import UserError
 from models.manager import ModelManager
 from models.modules import bytes_of
+from models.working_memory import RUNS_BEFORE_MORE, Work, WorkingMemory
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Route, Runtime, provenance
 from pipelines.media import Artifact, Image, Text
 from tests.tiny_models import manager_of, resident, spec_of, use
@@ -72,6 +75,61 @@ def test_then_less_is_computed_at_once(tmp_path: Path) -> None:
     pipeline = Greedy(lambda runtime, manager: runtime.micro_batch <= 2)
     assert run(pipeline, manager(tmp_path)) == [0, 1]
     assert pipeline.runs == [16, 16, 4, 2], "the run computes 8 things, so the first half is 4"
+
+
+def test_the_next_run_begins_with_the_micro_batch_that_worked(tmp_path: Path) -> None:
+    models = manager(tmp_path)
+    pipeline = Greedy(lambda runtime, manager: runtime.micro_batch <= 2)
+    run(pipeline, models)
+    pipeline.runs.clear()
+    assert run(pipeline, models) == [0, 1] and pipeline.runs == [2]
+
+    class Another(Greedy):
+        name = "another"
+
+    other = Another(lambda runtime, manager: True)
+    assert run(other, models) == [0, 1] and other.runs == [16]
+
+
+def test_after_some_runs_more_is_tried_again_up_to_what_was_wanted(tmp_path: Path) -> None:
+    models = manager(tmp_path)
+    run(Greedy(lambda runtime, manager: runtime.micro_batch <= 2), models)
+    pipeline = Greedy(lambda runtime, manager: True)
+    for _ in range(2 * RUNS_BEFORE_MORE + 1):
+        run(pipeline, models)
+    assert pipeline.runs == [2] * RUNS_BEFORE_MORE + [4] * RUNS_BEFORE_MORE + [8]
+
+
+def test_a_micro_batch_that_fails_to_do_anything_is_not_remembered(tmp_path: Path) -> None:
+    models = manager(tmp_path)
+    with pytest.raises(UserError):
+        run(Greedy(lambda runtime, manager: False), models)
+    pipeline = Greedy(lambda runtime, manager: True)
+    assert run(pipeline, models) == [0, 1] and pipeline.runs == [16]
+
+
+@pytest.mark.parametrize(("count", "wanted"), [(32, 4), (1, 16)])
+def test_a_run_that_wants_or_computes_less_says_nothing_of_what_could_be_done(count: int, wanted: int) -> None:
+    memory = WorkingMemory(torch.device("cpu"))
+    memory.worked(Work("paint", (32, 256)), 8, 16)
+    less = Work("paint", (count, 256))
+    for _ in range(2 * RUNS_BEFORE_MORE):
+        memory.worked(less, memory.micro_batch(less, wanted), wanted)
+    assert memory.micro_batch(Work("paint", (64, 256)), 16) == 8
+    assert memory.micro_batch(Work("paint", (64, 512)), 16) == 16, "larger things are other work"
+
+
+@given(st.lists(st.tuples(st.integers(1, 64), st.integers(1, 64), st.integers(1, 32)), max_size=80))
+def test_a_remembered_micro_batch_is_never_none_nor_more_than_is_wanted(runs: list[tuple[int, int, int]]) -> None:
+    memory = WorkingMemory(torch.device("cpu"))
+    for count, enough, wanted in runs:
+        work = Work("paint", (count, 256))
+        size = memory.micro_batch(work, wanted)
+        assert 1 <= size <= wanted
+        while size > enough and min(size, count) > 1:
+            size = min(size, count) // 2
+        memory.worked(work, size, wanted)
+        assert memory.micro_batch(work, size) == size, "what worked is tried again"
 
 
 def test_a_model_that_cannot_be_loaded_at_full_precision_is_loaded_in_less(tmp_path: Path) -> None:
