@@ -9,6 +9,7 @@ ENV HOME=/home/user PATH=/home/user/.local/bin:$PATH PYTHONUNBUFFERED=1 \
 COPY --chown=user requirements.txt .
 RUN pip install --no-cache-dir --user -r requirements.txt
 COPY --chown=user . .
+RUN python -m app models fetch language-model || echo "The app starts without its language model."
 
 EXPOSE 7860
 CMD ["python", "app.py"]

@@ -21,7 +21,6 @@ from models.accounts import readable_bytes
 from models.catalog import ModelSpec, catalog
 from models.errors import UserError
 from models.machine import choose_device, compute_dtype, memory_budget
-from models.sources import Hub
 from pipelines.atomic import plain_folder_errors
 from pipelines.base import installed_registry
 
@@ -135,8 +134,8 @@ def _pipelines() -> Finding:
 
 def _model(spec: ModelSpec) -> Finding:
     missing = spec.source.missing()
-    if missing and isinstance(spec.source, Hub):
-        return "warn", f"not fetched yet: {', '.join(missing)}.", f"It comes from {spec.source.repo} at first use."
+    if missing and spec.source.origin:
+        return "warn", f"not fetched yet: {', '.join(missing)}.", f"It comes from {spec.source.origin} at first use."
     files = spec.source.resolve(lambda fraction, message: None)
     return "ok", f"{readable_bytes(spec.bytes)}, checksum {files.checksum[:12]}", ""
 

