@@ -78,7 +78,7 @@ def choose_route(registry: Registry, name: str | None, media: Sequence[str], tar
 
     Raises :class:`UserError` if there is none.
     """
-    pipelines = [registry.get(name)] if name else list(registry)
+    pipelines = [registry.get(name)] if name else [pipeline for pipeline in registry if not pipeline.is_edit]
     routes = [(pipeline, route) for pipeline in pipelines for route in pipeline.routes]
     for pipeline, route in routes:
         if sorted(route.inputs) == sorted(media) and route.output in target.media:

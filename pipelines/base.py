@@ -121,6 +121,7 @@ class Pipeline(ABC):
     params_type: ClassVar[type[Params]]
     models: ClassVar[tuple[str, ...]]
     examples: ClassVar[tuple[tuple[str, ...], ...]] = ()  # texts of the inputs, to click on
+    is_edit: ClassVar[bool] = False  # changes something by plain means, to more of its medium; no model
 
     @abstractmethod
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
@@ -136,6 +137,10 @@ class Pipeline(ABC):
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         """What a run's memory grows with beside its models; first how many things it computes, such as pictures."""
         return (1,)
+
+    def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
+        """What a run's time grows with, in any unit of the pipeline's own, such as pictures times steps."""
+        return float(self.shape_of_work(inputs, params)[0])
 
     def parse_params(self, values: dict[str, Any]) -> Params:
         """``values`` checked against the bounds; raises :class:`UserError` naming the first field that is wrong."""
@@ -206,8 +211,9 @@ class Registry:
 
 
 def installed_registry() -> Registry:
-    """The built-in pipelines, then those that installed packages offer."""
+    """The built-in pipelines, then those that installed packages offer, then the plain edits."""
     from pipelines.crossflow.pipeline import CrossFlow, CrossFlowMorph
+    from pipelines.edits import EDITS
 
     third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
-    return Registry([CrossFlow(), CrossFlowMorph(), *third_party])
+    return Registry([CrossFlow(), CrossFlowMorph(), *third_party, *(edit() for edit in EDITS)])

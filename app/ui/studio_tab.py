@@ -82,10 +82,11 @@ class PipelinePanel:
 
     def _build_settings(self) -> None:
         self._controls = build_controls(self.pipeline.params_type)
-        with gr.Row(elem_classes=["seed"]):
+        uses_chance = not self.pipeline.is_edit
+        with gr.Row(elem_classes=["seed"], visible=uses_chance):
             self._seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, scale=1)
             self._dice = gr.Button("Roll", size="sm", min_width=72, scale=0, elem_classes=["dice"])
-        self._roll = gr.Checkbox(True, label="New seed each time")
+        self._roll = gr.Checkbox(uses_chance, label="New seed each time", visible=uses_chance)
 
     def _build_examples(self) -> None:
         if not self.pipeline.examples:

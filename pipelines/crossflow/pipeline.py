@@ -66,6 +66,10 @@ class CrossFlow(Pipeline):
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         return (cast(CrossFlowParams, params).num_images,)
 
+    def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
+        params = cast(CrossFlowParams, params)
+        return float(params.num_images * params.num_inference_steps)
+
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(CrossFlowParams, params)
         prompts = [clean_prompt(_text(item)) for (item,) in inputs]
@@ -112,6 +116,10 @@ class CrossFlowMorph(Pipeline):
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         return (cast(MorphParams, params).num_frames,)
+
+    def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
+        params = cast(MorphParams, params)
+        return float(params.num_frames * params.num_inference_steps)
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(MorphParams, params)
