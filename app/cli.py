@@ -17,6 +17,8 @@ from models.errors import UserError
 
 OUT_HELP = """a file, whose ending says what to make (an existing one is replaced; several results become OUT-1.png,
 OUT-2.png, ...), or a folder (results are named after the prompt and their content)"""
+REQUESTS_HELP = """many requests: a line of JSON each, {"prompt": "...", "inputs": ["image", "fmri"]}, media types being
+enough; a line of JSON comes out for each, in the same order"""
 SET_HELP = """settings of the pipeline, NAME=VALUE; a value is read as JSON if it is JSON, else as text
 (so the text 12 is written NAME='"12"')"""
 
@@ -49,12 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, settings: Settings, arguments: argparse.Namespace) -> int:
     # torch takes seconds to import: not before the arguments are known to be right
-    from app import commands, model_commands
+    from app import commands, model_commands, plan_commands
     from app.studio import InternalError, reporting
 
     chosen: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
         "serve": commands.serve,
         "generate": commands.generate,
+        "plan": plan_commands.plan,
         "pipelines": commands.pipelines,
         "models": model_commands.models,
         "doctor": commands.examine,
@@ -85,6 +88,13 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("--json", action="store_true", help="print a line of JSON with the provenance of each result")
     generate.add_argument("--help-params", action="store_true", help="list the settings of --pipeline, or of all")
     _add_settings(generate, ["profile", "device", "memory_budget_gb", "local_weights"])
+
+    plan = commands.add_parser("plan", help="say what a request comes to, without running it")
+    plan.add_argument("request", nargs="?", metavar="REQUEST", help="what is wanted, in plain words")
+    plan.add_argument("--input", nargs="+", action="extend", default=[], metavar="FILE", help="attachments")
+    plan.add_argument("--requests", metavar="FILE", help=REQUESTS_HELP)
+    plan.add_argument("--json", action="store_true", help="print JSON; with --requests it is always JSON")
+    _add_settings(plan, ["profile", "device", "memory_budget_gb", "local_weights"])
 
     pipelines = commands.add_parser("pipelines", help="list the pipelines and their settings")
     pipelines.add_argument("names", nargs="*", metavar="NAME", help="only these")

@@ -7,11 +7,13 @@ files), and whole files that the index knows nothing of, say because it was lost
 
 from __future__ import annotations
 
+import hashlib
+import json
 import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,8 +29,9 @@ BUSY_SECONDS = 30.0
 SWEEP_AGE_SECONDS = 3600.0
 MAX_TITLE = 200
 
-_VERSION = 1
-_SCHEMA = """
+# What each version added to the one before; a gallery of an older version is brought up to date when it is opened.
+_SCHEMAS = (
+    """
 CREATE TABLE entries (
     position INTEGER PRIMARY KEY AUTOINCREMENT,
     id TEXT NOT NULL UNIQUE,
@@ -44,7 +47,17 @@ CREATE TABLE entries (
 CREATE INDEX entries_by_file ON entries (file);
 CREATE INDEX entries_by_content ON entries (content_hash);
 CREATE TABLE pending (file TEXT PRIMARY KEY, since REAL NOT NULL);
-"""
+""",
+    """
+CREATE TABLE runs (                 -- those that came to their end
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    recipe TEXT NOT NULL,           -- digest of what its artifacts are made from
+    entries TEXT NOT NULL           -- ids of everything that it made
+);
+CREATE INDEX runs_by_recipe ON runs (recipe);
+""",
+)
+_VERSION = len(_SCHEMAS)
 _COLUMNS = "id, medium, file, title, created, content_hash, provenance, size_bytes"
 
 
@@ -109,7 +122,7 @@ class Library:
             _announce(connection, file)
         with self._transaction() as connection:
             # The write lock keeps another process from removing the same content between file and entry.
-            if not (entry.path.is_file() and sidecar_path(entry.path).is_file()):
+            if not _is_whole(entry.path):
                 with plain_folder_errors(entry.path):
                     entry.path.parent.mkdir(parents=True, exist_ok=True)
                 write_atomically(sidecar_path(entry.path), artifact.sidecar(data))
@@ -153,14 +166,42 @@ class Library:
             raise UserError(f"The file of '{entry.title}' was deleted.", "Remove it here too, or make it again.")
         return load_artifact(entry.path).with_provenance(entry.provenance)
 
+    def by_content(self, content_hash: str) -> Entry | None:
+        """The newest entry with this :attr:`Entry.content_hash`."""
+        query = f"SELECT {_COLUMNS} FROM entries WHERE content_hash = ? ORDER BY position DESC LIMIT 1"
+        rows = self._fetch(query, content_hash)
+        return self._entry(rows[0]) if rows else None
+
+    def note_run(self, entries: Sequence[Entry]) -> None:
+        """Remember that ``entries`` are everything that one run made, for :meth:`made_by`."""
+        recipes = {_recipe(entry.provenance) for entry in entries}
+        if len(recipes) != 1:
+            return  # memory ran out half-way, and the rest was made in a lower precision: no run will be like it
+        with self._transaction() as connection:
+            ids = " ".join(entry.id for entry in entries)
+            connection.execute("INSERT INTO runs (recipe, entries) VALUES (?, ?)", (recipes.pop(), ids))
+
+    def made_by(self, provenance: Provenance) -> list[Entry]:
+        """Everything that the newest run of this provenance, whatever its ``index``, made, in order.
+
+        Empty if there was none, or something of it is gone or was changed by hand.
+        """
+        query = "SELECT entries FROM runs WHERE recipe = ? ORDER BY position DESC LIMIT 1"
+        rows = self._fetch(query, _recipe(provenance))
+        ids = rows[0][0].split() if rows else []
+        marks = ", ".join("?" * len(ids))
+        found = self._fetch(f"SELECT {_COLUMNS} FROM entries WHERE id IN ({marks}) ORDER BY position", *ids)
+        entries = [self._entry(row) for row in found]
+        return entries if len(entries) == len(ids) and all(_is_whole(entry.path) for entry in entries) else []
+
     def load_by_hash(self, content_hash: str) -> Artifact:
         """The newest entry's artifact with this :attr:`Entry.content_hash`, else the input that was kept with it.
 
         Raises as :meth:`load`.
         """
-        rows = self._fetch("SELECT id FROM entries WHERE content_hash = ? ORDER BY position DESC LIMIT 1", content_hash)
-        if rows:
-            return self.load(rows[0][0])
+        entry = self.by_content(content_hash)
+        if entry is not None:
+            return self.load(entry.id)
         kept = next(self._input_path(content_hash, "").parent.glob(f"{content_hash}.*"), None)
         if kept is None:
             raise UserError("What this was made from is not in the gallery any more.", "Attach it again.")
@@ -187,6 +228,7 @@ class Library:
         self.get(id)
         with self._transaction() as connection:
             rows = connection.execute("DELETE FROM entries WHERE id = ? RETURNING file", (id,)).fetchall()
+            connection.execute("DELETE FROM runs WHERE instr(entries, ?)", (id,))
             for (file,) in rows:
                 _announce(connection, file)
         for (file,) in rows:
@@ -270,10 +312,10 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA journal_mode = WAL")
     connection.execute("BEGIN IMMEDIATE")
     (version,) = connection.execute("PRAGMA user_version").fetchone()
-    if version == 0:
-        for statement in filter(str.strip, _SCHEMA.split(";")):
+    for schema in _SCHEMAS[version:]:
+        for statement in filter(str.strip, schema.split(";")):
             connection.execute(statement)
-        connection.execute(f"PRAGMA user_version = {_VERSION}")
+    connection.execute(f"PRAGMA user_version = {max(version, _VERSION)}")
     connection.execute("COMMIT")
     if version > _VERSION:
         raise UserError("This gallery belongs to a newer version of Synesthete.", "Update, or choose another folder.")
@@ -290,6 +332,20 @@ def _insert(connection: sqlite3.Connection, entry: Entry, file: str) -> None:
     provenance = entry.provenance.to_json()
     values = (entry.id, entry.medium, file, entry.title, created, entry.content_hash, provenance, entry.size_bytes)
     connection.execute(f"INSERT INTO entries ({_COLUMNS}, words) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*values, words))
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether the file is as it was written, by what its sidecar says."""
+    try:
+        record = json.loads(sidecar_path(path).read_bytes())
+        return bool(record["file_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest())
+    except (OSError, ValueError, TypeError, KeyError):
+        return False
+
+
+def _recipe(provenance: Provenance) -> str:
+    """What the provenances of a run's artifacts have in common."""
+    return digest(provenance.model_copy(update={"index": 0}).to_json())
 
 
 def _age(path: Path) -> float:

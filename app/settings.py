@@ -62,6 +62,11 @@ class Settings(BaseSettings):
     local_weights: Annotated[dict[str, Path], NoDecode, BeforeValidator(_decoded)] = Field(
         {}, description='Folders to load models from instead, as JSON: {"crossflow": "/data/crossflow"}.'
     )
+    language_model_url: str | None = Field(
+        None, description="An OpenAI-compatible server, up to and with /v1, that reads requests and answers in words."
+    )
+    language_model_name: str = Field("default", min_length=1, description="What that server calls its model.")
+    language_model_key: str = Field("", repr=False, description="The key that it wants, if it does.")
     output_folder: Path = Field(Path("outputs"), description="The folder of the gallery.")
     host: str = Field(default_factory=_default_host, min_length=1, description="The address to serve on.")
     port: int = Field(7860, ge=1, le=65535, description="The port to serve on.")

@@ -6,17 +6,20 @@ import logging
 import queue
 import secrets
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import psutil
 import torch
 from pydantic import JsonValue
 
+from app.durations import Durations
 from app.library import Entry, Library
 from app.recovery import events_of
 from app.settings import Settings
@@ -35,6 +38,8 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.1
 TITLE_LENGTH = 120
+# Of a run of a pipeline that never ran on this machine, with and without models.
+GUESSED_SECONDS, GUESSED_SECONDS_OF_PLAIN_CODE = 5.0, 0.5
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,25 @@ class Studio:
         # Pipelines run in one thread of their own: two would fight for the same cores, and autocast and inference mode
         # belong to a thread, whereas a web server may resume an iterator in another thread than it began in.
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="generation")
-        self._queue: dict[object, Pipeline] = {}  # what runs and what waits, in order: the manager's plan
+        # The manager's plan: what runs and what waits for the lane, in order; then what plans are still going to run.
+        self._queue: dict[object, Pipeline] = {}
+        self._plans: dict[object, Sequence[Pipeline]] = {}
         self._queue_lock = threading.Lock()
 
     @cached_property
     def library(self) -> Library:
         """The gallery; opened when first needed. Raises :class:`UserError` if its folder cannot be used."""
         return Library(self.settings.output_folder)
+
+    @cached_property
+    def durations(self) -> Durations:
+        """What the runs of :meth:`generate` took on this machine."""
+        return Durations(self.settings.output_folder / "durations.json")
+
+    def seconds(self, pipeline: Pipeline) -> float:
+        """About what a run at default params takes once its models are there: as measured, else a plain guess."""
+        guess = GUESSED_SECONDS if pipeline.models else GUESSED_SECONDS_OF_PLAIN_CODE
+        return self.durations.expected(pipeline.name) or guess
 
     def run(
         self,
@@ -100,10 +117,8 @@ class Studio:
         :class:`InternalError` for everything unexpected.
         """
         with reporting():
-            pipeline = self.registry.get(pipeline_name)
-            _check_media(pipeline, inputs)
-            runtime = Runtime(self.manager, cancelled or threading.Event())
-            yield from self._in_lane(pipeline, inputs, pipeline.parse_params(params), runtime)
+            pipeline, parsed = self._understood(pipeline_name, inputs, params)
+            yield from self._in_lane(pipeline, inputs, parsed, Runtime(self.manager, cancelled or threading.Event()))
 
     def generate(
         self,
@@ -111,23 +126,52 @@ class Studio:
         inputs: Sequence[Artifact],
         params: dict[str, Any],
         cancelled: threading.Event | None = None,
+        title: str = "",
     ) -> Iterator[Progress | Saved]:
-        """Like :meth:`run`, with every artifact saved to the gallery as it comes, and its attachments kept."""
+        """Like :meth:`run`, with every artifact saved to the gallery as it comes, and its attachments kept.
+
+        ``title``: what it is called there, else by its words, else by its pipeline.
+        """
         with reporting():
             library = self.library
-            kept = False
-            events = self.run(pipeline_name, inputs, params, cancelled)
-            title = title_of(inputs) or self.registry.get(pipeline_name).title
-            for event in events:
+            pipeline, parsed = self._understood(pipeline_name, inputs, params)
+            title = title or title_of(inputs) or pipeline.title
+            efforts = [pipeline.effort(inputs, of) for of in (parsed, pipeline.parse_params({}))]
+            note = partial(self.durations.note, pipeline.name, *efforts)
+            made: list[Entry] = []
+            runtime = Runtime(self.manager, cancelled or threading.Event())
+            for event in self._in_lane(pipeline, inputs, parsed, runtime, note):
                 if isinstance(event, Produced):
-                    if not kept:
+                    if not made:
                         for item in inputs:
                             if not isinstance(item, Text):
                                 library.keep_input(item)
-                        kept = True
-                    yield Saved(library.add(event.artifact, title), event.artifact)
+                    made.append(library.add(event.artifact, title))
+                    yield Saved(made[-1], event.artifact)
                 else:
                     yield event
+            library.note_run(made)
+
+    @contextmanager
+    def upcoming(self) -> Iterator[Callable[[Sequence[Pipeline]], None]]:
+        """Gives a function that tells the manager what a plan is still going to run, soonest first.
+
+        It is called with all that is left, the step that is about to run included, before every step: so the next
+        steps' models are loaded while one computes, and nothing that is needed soon goes in between.
+        """
+        ticket = object()
+
+        def tell(pipelines: Sequence[Pipeline]) -> None:
+            with self._queue_lock:
+                self._plans[ticket] = tuple(pipelines)
+                self._expect()
+
+        try:
+            yield tell
+        finally:
+            with self._queue_lock:
+                self._plans.pop(ticket, None)
+                self._expect()
 
     def remix(self, entry_id: str) -> tuple[str, list[Artifact], dict[str, Any]]:
         """The pipeline's name, inputs and params that made a gallery entry, ready for :meth:`generate`.
@@ -165,17 +209,36 @@ class Studio:
             return Text(str(described["text"]))
         return self.library.load_by_hash(str(described["hash"]))
 
+    def _understood(
+        self, pipeline_name: str, inputs: Sequence[Artifact], params: dict[str, Any]
+    ) -> tuple[Pipeline, Params]:
+        """Raises :class:`UserError` for what the pipeline does not take."""
+        pipeline = self.registry.get(pipeline_name)
+        _check_media(pipeline, inputs)
+        return pipeline, pipeline.parse_params(params)
+
     def _in_lane(
-        self, pipeline: Pipeline, inputs: Sequence[Artifact], params: Params, runtime: Runtime
+        self,
+        pipeline: Pipeline,
+        inputs: Sequence[Artifact],
+        params: Params,
+        runtime: Runtime,
+        note: Callable[[float], None] = lambda seconds: None,
     ) -> Iterator[Progress | Produced]:
-        """Run in the lane's thread and hand its events to whichever thread iterates here."""
+        """Run in the lane's thread and hand its events to whichever thread iterates here.
+
+        ``note`` is called with the seconds of a run that came to its end, less those that it waited for models.
+        """
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
 
         def work() -> None:
             threading.current_thread().name = pipeline.title  # the Machine tab says who holds a model
             try:
+                metrics = self.manager.metrics
+                started = time.perf_counter() - metrics.wait_seconds
                 for event in events_of(pipeline, inputs, params, runtime, self.manager):
                     events.put(event)
+                note(time.perf_counter() - metrics.wait_seconds - started)
             finally:
                 events.put(None)
 
@@ -198,7 +261,8 @@ class Studio:
                 self._expect()
 
     def _expect(self) -> None:
-        self.manager.expect([key for pipeline in self._queue.values() for key in pipeline.models])
+        pipelines = [*self._queue.values(), *chain.from_iterable(self._plans.values())]
+        self.manager.expect([key for pipeline in pipelines for key in pipeline.models])
 
     def _stream(
         self, work: Callable[[], None], events: queue.SimpleQueue[Event | None], runtime: Runtime

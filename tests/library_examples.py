@@ -12,9 +12,18 @@ from pipelines.artifact import sidecar_path
 from pipelines.media import Image, Provenance, load_artifact
 
 
-def made(text: str = "a red apple", seed: int = 0) -> Provenance:
+def made(text: str = "a red apple", seed: int = 0, index: int = 0) -> Provenance:
     given: dict[str, JsonValue] = {"medium": "text", "text": text}
-    return Provenance(pipeline="crossflow", inputs=(given,), params={}, seed=seed, parents=(), models=(), version="0.1")
+    return Provenance(
+        pipeline="crossflow",
+        inputs=(given,),
+        params={},
+        seed=seed,
+        parents=(),
+        models=(),
+        index=index,
+        version="0.1",
+    )
 
 
 def picture(text: str = "a red apple", seed: int = 0) -> Image:

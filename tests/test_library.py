@@ -170,6 +170,79 @@ def test_a_search_looks_into_the_prompt(library: Library) -> None:
     assert library.entries(search="purple") == []
 
 
+# What a run made.
+
+
+def test_a_run_is_found_by_what_it_was_made_from(library: Library) -> None:
+    def add(seed: int, index: int) -> Entry:
+        return library.add(picture(seed=seed).with_provenance(made("a red apple", seed, index)), "x")
+
+    first, second, other = add(1, 0), add(1, 1), add(2, 0)
+    assert library.made_by(made(seed=1)) == [], "a run that did not come to its end is none"
+    library.note_run([first, second])
+    library.note_run([other])
+    library.note_run([])
+    assert library.made_by(made(seed=1)) == library.made_by(made(seed=1, index=7)) == [first, second]
+    assert library.made_by(made(seed=2)) == [other]
+    assert library.made_by(made(seed=3)) == library.made_by(made("a pear", 1)) == []
+    newer = [add(1, 0), add(1, 1)]
+    library.note_run(newer)
+    assert library.made_by(made(seed=1)) == newer
+    library.remove(newer[1].id)
+    assert library.made_by(made(seed=1)) == [first, second], "the older run is whole"
+    library.remove(first.id)
+    assert library.made_by(made(seed=1)) == []
+
+
+def test_a_run_whose_models_changed_half_way_is_like_no_other(library: Library) -> None:
+    entries = [library.add(picture(seed=seed), "x") for seed in (1, 2)]
+    library.note_run(entries)
+    assert library.made_by(made(seed=1)) == library.made_by(made(seed=2)) == []
+
+
+@pytest.mark.parametrize("harm", ["missing", "cut", "other", "sidecar"])
+def test_a_run_whose_files_were_changed_by_hand_is_not_found_until_it_is_made_again(
+    library: Library, harm: str
+) -> None:
+    entry = library.add(picture(), "x")
+    library.note_run([entry])
+    written = entry.path.read_bytes()
+    if harm == "missing":
+        entry.path.unlink()
+    elif harm == "sidecar":
+        sidecar_path(entry.path).write_text("[]")
+    else:
+        entry.path.write_bytes(written[:40] if harm == "cut" else picture(seed=9).encode(".png"))
+    assert library.made_by(made()) == []
+    again = library.add(picture(), "x")
+    assert again.path.read_bytes() == entry.path.read_bytes() == written
+    assert library.made_by(made()) == [entry]
+
+
+def test_the_newest_of_equal_content_is_found(library: Library) -> None:
+    assert library.by_content(picture().content_hash()) is None
+    library.add(picture(), "one")
+    newest = library.add(picture(), "two")
+    library.add(picture(seed=1), "other")
+    assert library.by_content(picture().content_hash()) == newest
+
+
+def test_a_gallery_of_the_first_version_opens_and_is_brought_up_to_date(tmp_path: Path) -> None:
+    library = Library(tmp_path)
+    entry = library.add(picture(), "old")
+    library._connection.execute("DROP TABLE runs")
+    library._connection.execute("PRAGMA user_version = 1")
+    library.close()
+    for _ in range(2):
+        library = Library(tmp_path)
+        assert library.entries() == [entry] and library.made_by(made()) == []
+        library.close()
+    library = Library(tmp_path)
+    library.note_run([entry])
+    library.close()
+    assert Library(tmp_path).made_by(made()) == [entry]
+
+
 # What people do to it by hand.
 
 

@@ -4,18 +4,24 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from app.settings import Settings
 from app.studio import InternalError, Saved, Studio, title_of
+from models.catalog import ModelSpec
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Registry, Route, Runtime
 from pipelines.media import Artifact, Image, Text
-from tests.tiny import Paint
+from tests.tiny import Blend, Paint, Painter, PaintParams, load_painter
+from tests.tiny_models import wait_until
 
 APPLE = [Text("a red apple")]
 
@@ -266,6 +272,82 @@ def test_the_manager_is_told_what_waits_and_forgets_it_when_done(tiny_studio: St
     assert [(row.key, row.expected) for row in tiny_studio.manager.status()] == [("painter", True)]
     list(events)
     assert [(row.key, row.expected) for row in tiny_studio.manager.status()] == [("painter", False)]
+
+
+class Effortful(Paint):
+    """Takes longer the more steps there are, as most do."""
+
+    name = "effortful"
+
+    def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
+        assert isinstance(params, PaintParams)
+        return float(params.steps)
+
+
+def test_what_runs_took_is_noted_and_estimates_the_next(tiny_settings: Settings, tiny_studio: Studio) -> None:
+    pipeline = Effortful()
+    studio = Studio(tiny_settings, Registry([pipeline]), tiny_studio.manager)
+    guess = studio.seconds(pipeline)
+    assert guess > 0 and studio.durations.expected("effortful") is None
+    saved(studio, "effortful", APPLE, steps=30)
+    seconds = studio.durations.expected("effortful", 30)
+    assert seconds is not None and seconds > 0
+    assert studio.seconds(pipeline) == pytest.approx(seconds / 10), "three steps are the default"
+    assert Studio(tiny_settings, Registry([pipeline]), tiny_studio.manager).seconds(pipeline) == studio.seconds(
+        pipeline
+    )
+
+
+def test_only_runs_that_come_to_their_end_are_noted(tiny_studio: Studio) -> None:
+    list(tiny_studio.run("tiny-paint", APPLE, {}))
+    with pytest.raises(InternalError):
+        saved(tiny_studio, "tiny-paint", APPLE, fail=True)
+    cancelled = threading.Event()
+    with pytest.raises(Cancelled):
+        for _ in tiny_studio.generate("tiny-paint", APPLE, {"steps": 100}, cancelled):
+            cancelled.set()
+    assert tiny_studio.durations.expected("tiny-paint") is None
+
+
+def test_waiting_for_models_is_no_part_of_what_a_run_takes(
+    tiny_settings: Settings, tiny_specs: dict[str, ModelSpec]
+) -> None:
+    def load_slowly(folder: Path) -> Painter:
+        time.sleep(0.5)
+        return load_painter(folder)
+
+    specs = {"painter": replace(tiny_specs["painter"], load=load_slowly)}
+    studio = Studio(tiny_settings, Registry([Paint()]), ModelManager(specs, torch.device("cpu"), 10_000_000))
+    started = time.perf_counter()
+    saved(studio, "tiny-paint", APPLE)
+    whole = time.perf_counter() - started
+    waited = studio.manager.metrics.wait_seconds
+    assert waited >= 0.5
+    assert studio.seconds(Paint()) <= whole - waited
+
+
+def test_a_pipeline_that_never_ran_is_guessed_by_whether_it_has_models(tiny_studio: Studio) -> None:
+    assert tiny_studio.seconds(Paint()) > tiny_studio.seconds(Blend()) > 0
+
+
+def test_a_title_can_be_given(tiny_studio: Studio) -> None:
+    [made] = [e for e in tiny_studio.generate("tiny-paint", APPLE, {}, title="An ode") if isinstance(e, Saved)]
+    assert made.entry.title == "An ode"
+
+
+def test_the_models_of_a_plan_are_brought_in_and_expected_until_it_ends(tiny_studio: Studio) -> None:
+    def painter() -> list[tuple[bool, bool]]:
+        return [(row.loading, row.expected) for row in tiny_studio.manager.status()]
+
+    with tiny_studio.upcoming() as tell:
+        tell([Blend()])
+        assert painter() == []
+        tell([Blend(), Paint()])
+        wait_until(lambda: painter() == [(False, True)])
+        tell([Blend()])
+        assert painter() == [(False, False)]
+        tell([Paint()])
+    assert painter() == [(False, False)]
 
 
 def test_the_machine_tells_what_is_in_memory_and_frees_it(tiny_studio: Studio) -> None:

@@ -1,0 +1,103 @@
+"""One conversation's turns: a request becomes an answer, its plan runs, and what it makes can be spoken of later."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+
+from app.controller.conversation import Conversation
+from app.controller.endpoint import Endpoint, EndpointRouter
+from app.controller.executor import Done, StepEvent, execute
+from app.controller.plan import ARTIFACT, UPLOAD, Plan
+from app.controller.planner import Answer, Controller, Router
+from app.controller.routers import RuleRouter
+from app.studio import Studio, reporting
+from models.errors import Cancelled, UserError
+from pipelines.media import Artifact
+
+LANGUAGE_MODEL = "language-model"
+MAX_REPLY_TOKENS = 200
+MANNER = "You are the assistant of a studio that makes pictures. Answer in a few plain sentences."
+
+
+class Assistant:
+    """What the Ask tab, the command line and the API talk to. Holds no conversation itself; threads may share it."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        settings = studio.settings
+        self.endpoint: Endpoint | None = None
+        router: Router = RuleRouter()
+        if settings.language_model_url:
+            self.endpoint = Endpoint(
+                settings.language_model_url, settings.language_model_name, settings.language_model_key
+            )
+            router = EndpointRouter(self.endpoint)
+        self.controller = Controller(studio.registry, router, studio.seconds)
+
+    @property
+    def reader(self) -> str:
+        """Who reads the requests: "rules", or the model that does."""
+        return self.controller.router.name
+
+    def answer(
+        self, conversation: Conversation, prompt: str, uploads: Sequence[Artifact] = (), seed: int = 0
+    ) -> Answer:
+        """What ``prompt`` comes to, nothing done yet. Raises :class:`UserError` only for a prompt beyond all bounds."""
+        return self.controller.answer(conversation.request(prompt, uploads), seed)
+
+    def run(
+        self,
+        conversation: Conversation,
+        plan: Plan,
+        uploads: Sequence[Artifact] = (),
+        names: Sequence[str] = (),
+        cancelled: threading.Event | None = None,
+    ) -> Iterator[StepEvent]:
+        """Run ``plan``; its results, and the ``uploads`` (called ``names``), are in ``conversation`` from then on.
+
+        Raises as :func:`~app.controller.executor.execute`.
+        """
+        library = self.studio.library
+        sources = {f"{UPLOAD}{number}": upload for number, upload in enumerate(uploads, 1)}
+        earlier = {reference for step in plan.steps for reference in step.inputs if reference.startswith(ARTIFACT)}
+        sources |= {ref: library.load_by_hash(conversation.hashes[int(ref.removeprefix(ARTIFACT))]) for ref in earlier}
+        uploaded = []
+        for upload, name in zip(uploads, names or [upload.medium for upload in uploads], strict=True):
+            library.keep_input(upload)
+            uploaded.append(conversation.attach(upload, name).number)
+        made: dict[str, int] = {}
+        with closing(execute(self.studio, plan, sources, cancelled)) as events:
+            for event in events:
+                if isinstance(event, Done):
+                    for saved in event.saved:
+                        item = conversation.add(saved.entry, event.step, made, uploaded)
+                        if saved is event.result:
+                            made[event.step.id] = item.number
+                yield event
+
+    def reply(self, conversation: Conversation, prompt: str, cancelled: threading.Event | None = None) -> Iterator[str]:
+        """Words in answer to ``prompt``, piece by piece.
+
+        Raises :class:`UserError` if there is no language model here or it fails, :class:`Cancelled` when told to stop.
+        """
+        stop = cancelled or threading.Event()
+        messages = [{"role": "system", "content": MANNER}, {"role": "user", "content": prompt}]
+        with reporting():
+            if self.endpoint is not None:
+                for piece in self.endpoint.reply(messages):
+                    if stop.is_set():
+                        raise Cancelled
+                    yield piece
+                return
+            spec = self.studio.manager.specs.get(LANGUAGE_MODEL)
+            if spec is None or spec.source.missing():
+                raise UserError(
+                    "There is no language model on this machine to answer in words.",
+                    "Fetch it with 'python -m app models fetch language-model'.",
+                )
+            with self.studio.manager.lease(LANGUAGE_MODEL) as model:
+                yield from model.reply(messages, MAX_REPLY_TOKENS, stop.is_set)
+            if stop.is_set():
+                raise Cancelled

@@ -1,0 +1,94 @@
+"""Plain changes in words: "louder", "rotate it by 45", "trim to two seconds" as an edit pipeline with its params."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import JsonValue
+
+from app.controller.compiler import Goal
+from app.controller.lexicon import PHRASES, whole_words
+from app.controller.references import referred
+from app.controller.request import Item, Request
+from models.errors import UserError
+from pipelines.base import Pipeline, Registry
+
+_NUMBER = re.compile(r"(?<![\w@#$.])(\d{1,6}(?:[.,]\d+)?)(?:\s*(?:s|secs?|px|db|°|%))?(?!\w)", re.IGNORECASE)
+_NUMBER_WORDS = {"one": 1.0, "two": 2.0, "three": 3.0, "four": 4.0, "five": 5.0, "six": 6.0, "eight": 8.0, "ten": 10.0}
+
+
+@dataclass(frozen=True)
+class Edit:
+    """``op`` where ``words`` are said; ``number``: the param that a number among them sets, with this ``sign``."""
+
+    words: re.Pattern[str]
+    op: str
+    params: Mapping[str, JsonValue]
+    number: str | None
+    sign: int
+
+    def params_for(self, prompt: str, pipeline: Pipeline) -> dict[str, JsonValue]:
+        """The usual params, or those with the number of the request, if the pipeline takes it."""
+        given = _number_in(prompt) if self.number else None
+        if given is None or self.number is None:
+            return dict(self.params)
+        whole = isinstance(pipeline.params_type.model_fields[self.number].default, int)
+        params: dict[str, JsonValue] = {self.number: self.sign * (round(given) if whole else given)}
+        try:
+            pipeline.parse_params(params)
+        except UserError:
+            return dict(self.params)
+        return params
+
+
+def _read_table() -> tuple[Edit, ...]:
+    table = tomllib.loads((Path(__file__).parent / "edits.toml").read_text(encoding="utf-8"))
+    return tuple(
+        Edit(whole_words(row["words"]), row["op"], row.get("params", {}), row.get("number"), row.get("sign", 1))
+        for row in table["edit"]
+    )
+
+
+EDITS = _read_table()
+
+
+def says_edit(prompt: str, media: Collection[str]) -> bool:
+    """Whether ``prompt`` names a plain change of something of these media."""
+    return any(edit.words.search(prompt) for edit in EDITS if edit.op.partition("-")[0] in media)
+
+
+def edits_said(prompt: str, registry: Registry, media: Collection[str]) -> dict[str, Goal]:
+    """Medium to the change that ``prompt`` asks for in something of it, without a source yet."""
+    found: dict[str, Goal] = {}
+    known = {pipeline.name: pipeline for pipeline in registry if pipeline.is_edit}
+    for edit in EDITS:
+        pipeline = known.get(edit.op)
+        if pipeline is not None and edit.words.search(prompt):
+            medium = pipeline.routes[0].output
+            if medium in media and medium not in found:
+                found[medium] = Goal(medium, (), edit.op, edit.params_for(prompt, pipeline))
+    return found
+
+
+def edit_goals(request: Request, registry: Registry) -> list[Goal]:
+    """The change that is asked for, of the attachment or else of the artifact meant; empty if nothing fits."""
+    available = {*request.uploads, *(item.medium for item in request.in_focus())}
+    said = edits_said(request.prompt, registry, available)
+    uploads = [f"upload:{n}" for n, medium in enumerate(request.uploads, 1) if medium in said]
+    if uploads:
+        sources = [(reference, request.available[reference]) for reference in uploads]
+    else:
+        items: list[Item] = referred(request, said) if said else []
+        everything = bool(PHRASES["all"].search(request.prompt))
+        sources = [(f"@{item.number}", item.medium) for item in (items if everything else items[:1])]
+    return [Goal(medium, (reference,), said[medium].op, said[medium].params) for reference, medium in sources]
+
+
+def _number_in(prompt: str) -> float | None:
+    if match := _NUMBER.search(prompt):
+        return float(match[1].replace(",", "."))
+    return next((value for word, value in _NUMBER_WORDS.items() if re.search(rf"\b{word}\b", prompt, re.I)), None)

@@ -1,0 +1,180 @@
+"""The controller: a request in, an answer out. An answer is a plan, a question with choices, or words (section 5)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.controller.compiler import Goal, NoRouteError, Seconds, compile_plan, reachable
+from app.controller.edits import edit_goals
+from app.controller.goals import again_goals, for_every, new_goals
+from app.controller.lexicon import PHRASES
+from app.controller.plan import Plan, PlanError
+from app.controller.references import referred
+from app.controller.request import Item, Request
+from app.controller.rules import SURE, Scores
+from app.controller.slots import clauses
+from pipelines.base import Registry
+
+KNOWN_MEDIA = ("text", "image", "audio", "video", "mesh")
+WANTED = 0.5  # a medium is wanted from here on
+DOUBTFUL = 0.3  # and may be from here on: the question offers it
+MAX_AT_ONCE = 6
+
+
+class Router(Protocol):
+    """Says what a request wants. ``name`` is what the page shows of it."""
+
+    name: str
+
+    def score(self, request: Request, media: Sequence[str]) -> Scores: ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A button under a question: pressing it asks for ``prompt``."""
+
+    label: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request comes to.
+
+    ``act``: what the person does; ``outputs``: the media they want; ``plan``: what will run, if anything; ``sentence``:
+    a question, or what cannot be done; ``choices``: buttons below it; ``focus``: the items that a "select" or an "undo"
+    brings forward. A ``chat`` is to be answered in words by whoever can.
+    """
+
+    act: str
+    outputs: tuple[str, ...]
+    scores: Scores
+    plan: Plan | None = None
+    sentence: str = ""
+    choices: tuple[Choice, ...] = ()
+    focus: tuple[int, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+class Controller:
+    """Plans requests over ``registry``; ``seconds``: what a pipeline takes, for choosing between ways."""
+
+    def __init__(self, registry: Registry, router: Router, seconds: Seconds) -> None:
+        self.registry, self.router, self.seconds = registry, router, seconds
+
+    @property
+    def media(self) -> tuple[str, ...]:
+        """Everything that can be wished for: the media we know, and those that installed pipelines make besides."""
+        made = [route.output for pipeline in self.registry for route in pipeline.routes]
+        return tuple(dict.fromkeys([*KNOWN_MEDIA, *made]))
+
+    def answer(self, request: Request, seed: int = 0) -> Answer:
+        """Never raises for anything that a person can type, attach or refer to."""
+        if not request.prompt:
+            return self._no_words(request)
+        scores = self.router.score(request, self.media)
+        wanted = tuple(medium for medium in self.media if scores.outputs.get(medium, 0.0) >= WANTED)
+        match scores.act:
+            case "undo":
+                return Answer("undo", (), scores, focus=request.focus[1:], sentence="" if request.focus else NOTHING)
+            case "select":
+                return self._select(request, scores)
+            case "edit":
+                return self._edit(request, scores, seed)
+            case "regenerate":
+                return self._again(request, scores, seed)
+            case "chat":
+                return Answer("chat", ("text",), scores)
+            case "new" if wanted:
+                return self._new(request, wanted, scores, seed)
+        return self._ask(request, scores)
+
+    def _new(self, request: Request, wanted: tuple[str, ...], scores: Scores, seed: int) -> Answer:
+        if _missing_reference(request):
+            return Answer("ask", (), scores, sentence=NOTHING, choices=self._examples())
+        goals = new_goals(request, wanted, self.registry)
+        if PHRASES["all"].search(request.prompt) and not request.uploads and any("@" in g.sources[0] for g in goals):
+            goals = for_every(goals, [item for item in referred(request) if self._leads(item, wanted)][:MAX_AT_ONCE])
+        return self._compiled("new", wanted, goals, request, scores, seed)
+
+    def _leads(self, item: Item, wanted: Sequence[str]) -> bool:
+        return set(wanted) <= reachable(item.medium, self.registry)
+
+    def _edit(self, request: Request, scores: Scores, seed: int) -> Answer:
+        goals = edit_goals(request, self.registry)
+        if not goals:
+            return self._ask(request, scores, "There is nothing here to change in that way.")
+        return self._compiled("edit", tuple({goal.output for goal in goals}), goals, request, scores, seed)
+
+    def _again(self, request: Request, scores: Scores, seed: int) -> Answer:
+        goals = again_goals(request, self.registry)
+        if not goals:
+            return self._ask(request, scores, NOTHING)
+        return self._compiled("regenerate", tuple({goal.output for goal in goals}), goals, request, scores, seed)
+
+    def _select(self, request: Request, scores: Scores) -> Answer:
+        items = referred(request)
+        if not items:
+            return self._ask(request, scores, NOTHING)
+        if len(items) > 1 and not PHRASES["all"].search(request.prompt):
+            choices = tuple(Choice(item.title or item.medium, f"@{item.number}") for item in items[:MAX_AT_ONCE])
+            return Answer("ask", (), scores, sentence="Which one do you mean?", choices=choices)
+        chosen = tuple(item.number for item in items)
+        return Answer("select", (), scores, focus=(*chosen, *(n for n in request.focus if n not in chosen)))
+
+    def _compiled(
+        self, act: str, wanted: tuple[str, ...], goals: Sequence[Goal], request: Request, scores: Scores, seed: int
+    ) -> Answer:
+        """The plan of those goals that something installed can reach; where it can reach none, what it can instead."""
+        try:
+            plan = compile_plan(goals, self.registry, request.available, self.seconds, seed)
+        except NoRouteError as problem:
+            choices = self._instead(request, problem)
+            return Answer(act, wanted, scores, sentence=str(problem), choices=choices, warnings=(str(problem),))
+        except PlanError as problem:
+            return Answer(act, wanted, scores, sentence=str(problem), warnings=(str(problem),))
+        return Answer(act, wanted, scores, plan, warnings=plan.warnings)
+
+    def _no_words(self, request: Request) -> Answer:
+        scores = Scores(dict.fromkeys(self.media, 1 - SURE), {"ask": 1.0})
+        if not request.uploads:
+            return Answer("ask", (), scores, sentence="What would you like?", choices=self._examples())
+        medium = request.uploads[0]
+        ways = sorted(reachable(medium, self.registry))
+        choices = tuple(Choice(f"Make {_a(way)} of it", f"make {_a(way)} of this {medium}") for way in ways)
+        return Answer("ask", (), scores, sentence=f"What shall become of the {medium}?", choices=choices)
+
+    def _ask(self, request: Request, scores: Scores, sentence: str = "") -> Answer:
+        likely = sorted(scores.outputs, key=lambda medium: -scores.outputs[medium])
+        doubtful = [medium for medium in likely if scores.outputs[medium] >= DOUBTFUL]
+        choices = tuple(
+            Choice(NAMES.get(m, m).capitalize(), f"{NAMES.get(m, m)} of {request.prompt}") for m in doubtful[:3]
+        )
+        asked = sentence or "I am not sure what you want. A picture, a sound, a clip, a 3-D object, or words?"
+        return Answer("ask", (), scores, sentence=asked, choices=choices or self._examples())
+
+    def _instead(self, request: Request, problem: NoRouteError) -> tuple[Choice, ...]:
+        words = next((part.content for part in clauses(request.prompt) if part.content), "")
+        made = [medium for medium in sorted(problem.nearest) if medium in NAMES and medium != problem.wanted]
+        return tuple(Choice(f"{_a(m).capitalize()} instead", f"{NAMES[m]} of {words or 'it'}") for m in made)
+
+    def _examples(self) -> tuple[Choice, ...]:
+        texts = [texts[0] for pipeline in self.registry for texts in pipeline.examples if len(texts) == 1]
+        return tuple(Choice(text, text) for text in texts[:3])
+
+
+NAMES = {"text": "a description", "image": "a picture", "audio": "a sound", "video": "a clip", "mesh": "a 3-D object"}
+NOTHING = "There is nothing here that this could be about yet."
+
+
+def _a(medium: str) -> str:
+    return NAMES.get(medium, f"a {medium}")
+
+
+def _missing_reference(request: Request) -> bool:
+    """Whether the words point at something, give nothing else to make it from, and nothing is there."""
+    parts = clauses(request.prompt)
+    empty = not any(part.content for part in parts)
+    return empty and bool(parts) and parts[0].points_back and not request.uploads and not request.focus

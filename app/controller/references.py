@@ -1,0 +1,70 @@
+"""Which earlier artifacts a request speaks of: "@3", "the second one", "the cat picture", "both", "it" (section 7)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from app.controller.lexicon import NOUNS, ORDINALS, PHRASES, SCAFFOLD
+from app.controller.request import Item, Request
+from app.controller.slots import mention
+
+_NUMBERED = re.compile(r"@(\d{1,6})|#(\d{1,3})\b")
+_BEFORE_THAT = re.compile(
+    r"\b(?:one before|previous one|before that|davor|pr[eé]c[eé]dent|anterior|precedente|vorige)\b", re.I
+)
+
+
+def referred(request: Request, media: Collection[str] = ()) -> list[Item]:
+    """The items meant, the one most talked about first where several fit; empty if it is about none that there is.
+
+    ``media``: what it must be to be of use; empty for anything.
+    """
+    prompt = request.prompt
+    fitting = [item for item in request.in_focus() if not media or item.medium in media]
+    numbers = [int(a or b) for a, b in _NUMBERED.findall(prompt)]
+    if numbers:
+        return [item for number in numbers if (item := request.item(number))]
+    named = [medium for medium in NOUNS if mention(prompt, medium)]
+    of_named = [item for item in fitting if item.medium in named] or fitting
+    if _BEFORE_THAT.search(prompt):
+        return of_named[1:2]
+    for number, pattern in ORDINALS.items():
+        if pattern.search(prompt):
+            return _counted(request, named, number)
+    by_title = titled(prompt, fitting)
+    if by_title:
+        return by_title
+    if PHRASES["all"].search(prompt):
+        return of_named
+    return of_named[:1]
+
+
+def titled(prompt: str, items: Collection[Item]) -> list[Item]:
+    """The items whose title shares the most words with ``prompt``, if any does."""
+    said = content_words(prompt)
+    shared = {item.number: len(said & content_words(item.title)) for item in items}
+    most = max(shared.values(), default=0)
+    return [item for item in items if most and shared[item.number] == most]
+
+
+def content_words(text: str) -> set[str]:
+    """Lower-case words of three letters or more that are no scaffold."""
+    words = {word.lower() for word in re.findall(r"[^\W_]{3,}", text)}
+    scaffold = (*SCAFFOLD.values(), *PHRASES.values(), *NOUNS.values())
+    return {word for word in words if not any(pattern.fullmatch(word) for pattern in scaffold)}
+
+
+def points_at_history(request: Request, said: str) -> bool:
+    """Whether ``said`` names something that is there: by number, by order, or by words that are all in its title."""
+    if _NUMBERED.search(said) or any(pattern.search(said) for pattern in ORDINALS.values()):
+        return bool(request.history)
+    words = content_words(said)
+    return any(words and words <= content_words(item.title) for item in request.in_focus())
+
+
+def _counted(request: Request, media: Collection[str], number: int) -> list[Item]:
+    """The item number ``number`` of the conversation, or of its items of ``media`` where one is named."""
+    items = [item for item in request.history if not media or item.medium in media] or list(request.history)
+    index = number - 1 if number > 0 else number
+    return [items[index]] if -len(items) <= index < len(items) else []

@@ -1,0 +1,219 @@
+"""Recipe of ``assets/weights/controller-lite``: how the small language model is taught to read requests (SwitchGPT).
+
+    python -m training.controller [--steps N] [--scoring head|labels]
+
+A low-rank adapter in the upper third of SmolLM2-135M and a linear head on the state of the last token, trained on
+generated instructions (``training/instructions``; nouns and templates of the validation split never occur in training).
+The lower blocks are frozen, so their states are computed once. ``--scoring labels`` keeps the language model's own
+output rows of the label words instead of a new head: the log-probability variant that the benchmark compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from app.controller.planner import KNOWN_MEDIA as OUTPUTS
+from app.controller.request import ACTS, Request
+from app.controller.routers import as_read
+from models.adapter import Adapter, new_adapter
+from models.language_model import LanguageModel
+from models.request_head import RequestHead
+from training.instructions.rows import rows as instructions
+from training.loop import STATE, Metrics, Schedule, train
+from training.publish import write_sums
+
+WEIGHTS = Path("assets/weights/controller-lite")
+SEED, BATCH, COUNT, MAX_TOKENS = 31, 32, 16_000, 96
+UPPER_BLOCKS = 10
+RANK, ALPHA = 16, 32.0
+LABEL_WORDS = (
+    " text",
+    " image",
+    " audio",
+    " video",
+    " mesh",
+    " new",
+    " edit",
+    " again",
+    " choose",
+    " undo",
+    " chat",
+    " ask",
+)
+
+
+class Trainee(nn.Module):
+    def __init__(self, adapter: Adapter, head: RequestHead) -> None:
+        super().__init__()
+        self.adapter, self.head = adapter, head
+
+
+class LowerStates:
+    """States (L, d) float16 of each request below the adapted blocks."""
+
+    def __init__(self, model: LanguageModel, texts: Sequence[str], path: Path) -> None:
+        if path.exists():
+            self.rows: list[Tensor] = torch.load(path, weights_only=True)
+        else:
+            self.rows = _lower_states(model, texts)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(self.rows, path)
+
+    def batch(self, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """States (B, L, d) float32 padded on the right, and their mask (B, L)."""
+        chosen = [self.rows[i].float() for i in indices]
+        mask = nn.utils.rnn.pad_sequence([torch.ones(len(row), dtype=torch.long) for row in chosen], batch_first=True)
+        return nn.utils.rnn.pad_sequence(chosen, batch_first=True), mask
+
+
+def length_batches(lengths: np.ndarray, size: int, seed: int, first_step: int) -> Iterator[np.ndarray]:
+    """Batches of about equal length in random order, epoch after epoch, from step ``first_step`` on."""
+    per_epoch = len(lengths) // size
+    step = first_step
+    while True:
+        epoch, within = divmod(step, per_epoch)
+        rng = np.random.default_rng((seed, epoch))
+        order = np.argsort(lengths + rng.uniform(0, 4, len(lengths)))
+        starts = rng.permutation(per_epoch)
+        for index in starts[within:]:
+            yield order[index * size : (index + 1) * size]
+            step += 1
+
+
+def upper_states(model: LanguageModel, adapter: Adapter, states: Tensor, mask: Tensor) -> Tensor:
+    """The last token's state (B, d) after the adapted blocks. ``model`` has only those left."""
+    with adapter.on():
+        hidden = model.model.base_model(inputs_embeds=states, attention_mask=mask, use_cache=False).last_hidden_state
+    last: Tensor = hidden[torch.arange(len(hidden)), mask.sum(1) - 1]
+    return last
+
+
+def request_loss(logits: Tensor, outputs: Tensor, acts: Tensor) -> tuple[Tensor, Metrics]:
+    """Each output for itself, the acts against each other. ``outputs`` (B, 5) of 0 and 1, ``acts`` (B,)."""
+    wanted = nn.functional.binary_cross_entropy_with_logits(logits[:, : len(OUTPUTS)], outputs)
+    act = nn.functional.cross_entropy(logits[:, len(OUTPUTS) :], acts)
+    return 2 * wanted + act, {"outputs": wanted, "acts": act}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--scoring", choices=["head", "labels"], default="head")
+    arguments = parser.parse_args()
+    rows = instructions(COUNT, SEED)
+    chosen = {
+        split: np.array([i for i, row in enumerate(rows) if row["split"] == split]) for split in ("train", "validation")
+    }
+    texts = [read_text(row) for row in rows]
+    outputs = torch.tensor([[float(medium in row["outputs"]) for medium in OUTPUTS] for row in rows])
+    acts = torch.tensor([ACTS.index(row["act"]) for row in rows])
+
+    torch.manual_seed(SEED)
+    model = base_model()
+    states = LowerStates(model, texts, STATE / "cache" / f"requests-{COUNT}-{SEED}.pt")
+    total = len(model.model.base_model.layers)
+    adapter = new_adapter(model.model, range(total - UPPER_BLOCKS, total), RANK, ALPHA)
+    head = RequestHead(model.model.config.hidden_size, OUTPUTS, ACTS)
+    if arguments.scoring == "labels":
+        head.linear.weight.data = model.model.lm_head.weight[[model.token_of(word) for word in LABEL_WORDS]].clone()
+        head.linear.weight.requires_grad_(False)
+    adapter.attach(model.model)
+    model.model.base_model.layers = model.model.base_model.layers[-UPPER_BLOCKS:]
+    trainee = Trainee(adapter, head)
+
+    def loss_of(batch: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
+        indices = chosen["train"][batch]
+        return request_loss(head(upper_states(model, adapter, *states.batch(indices))), outputs[indices], acts[indices])
+
+    def evaluate(step: int) -> Metrics:
+        return measures(predictions(model, trainee, states, chosen["validation"]), outputs, acts, chosen["validation"])
+
+    groups = [
+        {"params": list(adapter.parameters()), "lr": arguments.lr, "peak_lr": arguments.lr},
+        {"params": [p for p in head.parameters() if p.requires_grad], "lr": 1e-3, "peak_lr": 1e-3},
+    ]
+    lengths = np.array([len(states.rows[i]) for i in chosen["train"]])
+    name = f"controller-{arguments.scoring}"
+    weights = train(
+        name,
+        trainee,
+        [torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.01)],
+        Schedule(arguments.steps, warmup=50, cooldown=0.6),
+        lambda step: length_batches(lengths, BATCH, SEED, step),
+        loss_of,
+        evaluate,
+        seed=SEED,
+        ema_decay=0.98,
+        evaluate_every=200,
+    )
+    trainee.load_state_dict(weights)
+    logits = predictions(model, trainee, states, chosen["validation"])
+    head.calibrate(logits, outputs[chosen["validation"]], acts[chosen["validation"]])
+    folder = WEIGHTS if arguments.scoring == "head" else STATE / name / "weights"
+    adapter.save(folder)
+    head.save(folder)
+    write_sums(folder)
+    print(json.dumps(evaluate(arguments.steps)))
+
+
+def base_model() -> LanguageModel:
+    """SmolLM2-135M-Instruct as ``models fetch`` brought it, float32."""
+    from models.catalog import catalog
+    from models.language_model import load_language_model
+
+    files = catalog("lite")["language-model"].source.resolve(lambda fraction, message: None)
+    return load_language_model(files.folder)
+
+
+def read_text(row: dict[str, Any]) -> str:
+    """A row as the language model reads it."""
+    history = [(item["medium"], item["title"]) for item in row["history"]]
+    return as_read(Request.of(row["prompt"], row["inputs"], history))
+
+
+@torch.no_grad()
+def predictions(model: LanguageModel, trainee: Trainee, states: LowerStates, indices: np.ndarray) -> Tensor:
+    """Logits (N, 12) of the rows ``indices``."""
+    order = sorted(range(len(indices)), key=lambda i: len(states.rows[indices[i]]))
+    logits = torch.empty(len(indices), len(OUTPUTS) + len(ACTS))
+    for start in range(0, len(order), 64):
+        part = order[start : start + 64]
+        logits[part] = trainee.head(upper_states(model, trainee.adapter, *states.batch(indices[part])))
+    return logits
+
+
+def measures(logits: Tensor, outputs: Tensor, acts: Tensor, indices: np.ndarray) -> Metrics:
+    exact = ((logits[:, : len(OUTPUTS)] > 0) == outputs[indices].bool()).all(1)
+    right = logits[:, len(OUTPUTS) :].argmax(1) == acts[indices]
+    return {"exact_outputs": exact.float().mean(), "right_act": right.float().mean()}
+
+
+@torch.no_grad()
+def _lower_states(model: LanguageModel, texts: Sequence[str]) -> list[Tensor]:
+    trunk = model.model.base_model
+    layers, norm = trunk.layers, trunk.norm
+    trunk.layers, trunk.norm = layers[:-UPPER_BLOCKS], nn.Identity()
+    tokens = model.tokenizer(list(texts), truncation=True, max_length=MAX_TOKENS).input_ids
+    rows: list[Tensor] = [torch.empty(0)] * len(texts)
+    order = sorted(range(len(texts)), key=lambda i: len(tokens[i]))
+    for start in range(0, len(order), 64):
+        part = order[start : start + 64]
+        batch = model.tokenizer.pad({"input_ids": [tokens[i] for i in part]}, return_tensors="pt")
+        states = trunk(**batch, use_cache=False).last_hidden_state
+        for i, row in zip(part, states, strict=True):
+            rows[i] = row[: len(tokens[i])].half().clone()
+    trunk.layers, trunk.norm = layers, norm
+    return rows
+
+
+if __name__ == "__main__":
+    main()
