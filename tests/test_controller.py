@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -178,7 +179,7 @@ SOME = (
 WORDS = st.lists(st.sampled_from(SOME), max_size=14).map(" ".join)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=10_000 if os.environ.get("SYNESTHETE_NIGHTLY") else 300, deadline=None)
 @given(st.one_of(st.text(max_size=200), WORDS), st.lists(st.sampled_from(MEDIA_NAMES), max_size=3), HISTORY)
 def test_anything_gives_a_valid_plan_a_question_or_words(
     prompt: str, uploads: list[str], history: list[tuple[str, str]]

@@ -1,7 +1,7 @@
 """The page's programming interface: a typed endpoint for every pipeline, ``/generate_crossflow`` and so on.
 
-A pipeline that can be made from several things has a further one for each, ``/generate_hum_from_image``. ``/machine``
-tells what models are where, and ``/free`` drops them.
+A pipeline that can be made from several things has a further one for each, ``/generate_hum_from_image``. ``/ask`` takes
+a request in plain words. ``/machine`` tells what models are where, and ``/free`` drops them.
 """
 
 from __future__ import annotations
@@ -18,17 +18,22 @@ from gradio import FileData
 from gradio.events import api
 from gradio_client.utils import is_file_obj_with_meta
 
+from app.assistant import Assistant
 from app.library import Entry
+from app.plan_commands import as_json
 from app.studio import InternalError, Saved, Studio, reporting
+from app.ui.host import Host
 from app.ui.inputs import artifact_of, labels_of, ways_in
 from app.ui.markup import file_name
+from app.ui.replies import reply
 from app.ui.studio_tab import COMPUTE_LANE
+from app.ui.talk import Talk
 from models.errors import Cancelled, UserError
 from pipelines.base import Pipeline
 from pipelines.media import Text
 
 
-def build_api(studio: Studio) -> None:
+def build_api(studio: Studio, assistant: Assistant) -> None:
     """Add the endpoints to the Blocks that one stands in."""
     for pipeline in studio.registry:
         for index, media in enumerate(ways_in(pipeline)):
@@ -39,6 +44,7 @@ def build_api(studio: Studio) -> None:
                 concurrency_id=COMPUTE_LANE,
                 concurrency_limit=1,
             )
+    api(ask_endpoint(assistant), api_name="ask", concurrency_id=COMPUTE_LANE, concurrency_limit=1)
     # Past the queue, because they are asked when generations take too long or too much.
     api(machine_endpoint(studio), api_name="machine", queue=False)
     api(free_endpoint(studio), api_name="free", queue=False)
@@ -78,6 +84,37 @@ def endpoint(studio: Studio, pipeline: Pipeline, media: tuple[str, ...]) -> Call
     generate.__signature__ = signature  # type: ignore[attr-defined]
     generate.__annotations__ = {name: given.annotation for name, given in signature.parameters.items()}
     return generate
+
+
+def ask_endpoint(assistant: Assistant) -> Callable[[str, list[FileData]], dict[str, Any]]:
+    """A function that answers a request and runs its plan at once, however long that takes."""
+    host = Host(assistant)
+
+    def ask(prompt: str, files: list[FileData] = []) -> dict[str, Any]:  # noqa: B006 - the client shows the default
+        """Do what ``prompt`` asks for, about the attached files, in a conversation of its own.
+
+        Returns what ``plan --json`` prints, and ``reply``: what was done, in words; ``results``: what was made, a file
+        with its number and provenance each; ``errors``: a sentence for each step that failed.
+        """
+        talk = Talk()
+        try:
+            host.take(talk, str(prompt), [path for file in files if (path := _value("file", file))])
+            [turn] = talk.turns
+            if turn.stage == "proposed":
+                host.go(talk, turn.number)
+            for _ in host.run(talk):
+                pass
+        except (UserError, InternalError) as error:
+            raise gr.Error(escape(str(error), quote=False), print_exception=False) from error
+        assert turn.answer is not None
+        errors = [state.error for state in turn.steps if state.error] + [turn.problem] * bool(turn.problem)
+        return as_json(str(prompt), turn.answer) | {
+            "reply": reply(turn) if turn.plan else turn.sentence,
+            "results": [{"number": p.number} | _answer(p.entry) for p in turn.pieces if p.entry],
+            "errors": list(map(str, errors)),
+        }
+
+    return ask
 
 
 def machine_endpoint(studio: Studio) -> Callable[[], dict[str, Any]]:

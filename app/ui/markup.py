@@ -60,7 +60,7 @@ def progress(event: Progress, seconds: float) -> str:
     left = f" · about {seconds * (1 - done) / done:.0f} s left" if event.step > 1 and seconds > 2 and done < 1 else ""
     count = f"{event.step} of {event.total}" if event.step else ""
     picture = (
-        f'<img class="preview" alt="Preview" src="{_data_uri(event.preview)}">'
+        f'<img class="preview" alt="Preview" src="{data_uri(event.preview)}">'
         if event.preview
         else '<div class="preview waiting"></div>'
     )
@@ -76,7 +76,7 @@ def progress(event: Progress, seconds: float) -> str:
     )
 
 
-def _data_uri(image: Image) -> str:
+def data_uri(image: Image) -> str:
     buffer = io.BytesIO()
     PillowImage.fromarray(image.pixels).save(buffer, "WEBP", quality=80)
     return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode()
@@ -111,14 +111,14 @@ def result(entry: Entry, words: str = "", removable: bool = False) -> str:
         f'class="danger" data-event="remove" data-entry="{name}">Yes, delete</button></div></details>'
     )
     download = (
-        f'<a class="action" href="{_url(entry.path)}" download="{escape(file_name(entry))}">Download</a>'
+        f'<a class="action" href="{file_url(entry.path)}" download="{escape(file_name(entry))}">Download</a>'
         if not entry.missing
         else ""
     )
     close = '<button type="button" class="close" data-event="close" aria-label="Close">✕</button>'
     return (
         f'<section class="stage result {entry.medium}" tabindex="-1" aria-label="{escape(entry.title)}">'
-        f'{close if removable else ""}<div class="frame">{_full_size(entry, words)}</div>'
+        f'{close if removable else ""}<div class="frame">{full_size(entry, words)}</div>'
         f'<h2 dir="auto">{escape(entry.title)}</h2>'
         f'<div class="actions">{download}'
         f'<button type="button" class="action" data-event="remix" data-entry="{name}">Remix</button>'
@@ -127,8 +127,8 @@ def result(entry: Entry, words: str = "", removable: bool = False) -> str:
     )
 
 
-def _full_size(entry: Entry, words: str) -> str:
-    source, title = _url(entry.path), escape(entry.title)
+def full_size(entry: Entry, words: str) -> str:
+    source, title = file_url(entry.path), escape(entry.title)
     if entry.missing:
         return "<p>Its file was deleted. Remix it to make it again.</p>"
     if _is_picture(entry):
@@ -137,12 +137,12 @@ def _full_size(entry: Entry, words: str) -> str:
         case "video":
             return f'<video src="{source}" aria-label="{title}" controls loop autoplay muted playsinline></video>'
         case "audio":
-            return f'{_cover(entry)}<audio src="{source}" aria-label="{title}" controls></audio>'
+            return f'{glyph_cover(entry)}<audio src="{source}" aria-label="{title}" controls></audio>'
         case "text":
             return f'<p class="words" dir="auto">{escape(words)}</p>'
         case "mesh":
             return ""
-    return _cover(entry)
+    return glyph_cover(entry)
 
 
 def _is_picture(entry: Entry) -> bool:
@@ -150,7 +150,7 @@ def _is_picture(entry: Entry) -> bool:
     return entry.medium == "image" or (entry.medium == "video" and entry.path.suffix == ".webp")
 
 
-def _cover(entry: Entry) -> str:
+def glyph_cover(entry: Entry) -> str:
     """For what cannot be seen: the colours of its title's letters, as a synesthete would have them."""
     letters = re.findall(r"\w", entry.title.lower())[:24] or ["a"]
     colours = ", ".join(f"hsl({ord(letter) * 47 % 360} 42% 62%)" for letter in [*letters, letters[0]])
@@ -171,11 +171,11 @@ def _tile(entry: Entry, is_current: bool) -> str:
     if entry.missing:
         picture = '<span class="cover gone">deleted</span>'
     elif _is_picture(entry):
-        picture = f'<img src="{_url(entry.path)}" alt="" loading="lazy">'
+        picture = f'<img src="{file_url(entry.path)}" alt="" loading="lazy">'
     elif entry.medium == "video":
-        picture = f'<video src="{_url(entry.path)}#t=0.1" muted playsinline preload="metadata"></video>'
+        picture = f'<video src="{file_url(entry.path)}#t=0.1" muted playsinline preload="metadata"></video>'
     else:
-        picture = _cover(entry)
+        picture = glyph_cover(entry)
     return (
         f'<li><button type="button" data-event="open" data-entry="{escape(entry.id)}" title="{escape(entry.title)}" '
         f'aria-label="{escape(entry.title)}, {entry.medium}" aria-current="{str(is_current).lower()}">{picture}'
@@ -214,7 +214,7 @@ def _value(value: object) -> str:
     return "none" if value is None or value == "" else str(value)
 
 
-def _url(path: Path) -> str:
+def file_url(path: Path) -> str:
     # Relative, so that it also holds behind a proxy that serves the page under a path of its own.
     return escape(f"gradio_api/file={quote(str(path.absolute()))}")
 

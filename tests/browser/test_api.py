@@ -49,7 +49,8 @@ def test_files_are_taken(client: Client, tmp_path: Path) -> None:
 
 def test_the_endpoints_are_described_by_the_params(client: Client) -> None:
     described = client.view_api(return_format="dict")["named_endpoints"]
-    assert set(described) == {PAINT, "/generate_tiny_blend", "/generate_tiny_hum", "/machine", "/free"}
+    made = {PAINT, "/generate_tiny_blend", "/generate_tiny_hum", "/generate_tiny_listen"}
+    assert set(described) == made | {"/ask", "/machine", "/free"}
     parameters = {item["parameter_name"]: item for item in described[PAINT]["parameters"]}
     assert parameters["steps"]["type"] == {"type": "integer"} and parameters["steps"]["parameter_default"] == 3
     assert parameters["prompt"]["type"] == {"type": "string"}

@@ -18,6 +18,7 @@ from tests.browser.servers import Server
 
 def open_page(page: Page, server: Server) -> None:
     page.goto(server.url)
+    tab(page, "Studio")
     expect(prompt(page)).to_be_visible()
 
 
