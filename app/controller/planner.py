@@ -96,7 +96,8 @@ class Controller:
             return Answer("ask", (), scores, sentence=NOTHING, choices=self._examples())
         goals = new_goals(request, wanted, self.registry)
         if PHRASES["all"].search(request.prompt) and not request.uploads and any("@" in g.sources[0] for g in goals):
-            goals = for_every(goals, [item for item in referred(request) if self._leads(item, wanted)][:MAX_AT_ONCE])
+            able = [item for item in referred(request) if self._leads(item, wanted)]
+            goals = for_every(goals, able[:MAX_AT_ONCE]) or goals
         return self._compiled("new", wanted, goals, request, scores, seed)
 
     def _leads(self, item: Item, wanted: Sequence[str]) -> bool:

@@ -25,13 +25,13 @@ def referred(request: Request, media: Collection[str] = ()) -> list[Item]:
     numbers = [int(a or b) for a, b in _NUMBERED.findall(prompt)]
     if numbers:
         return [item for number in numbers if (item := request.item(number))]
-    named = [medium for medium in NOUNS if mention(prompt, medium)]
+    named = [medium for medium in NOUNS if mention(prompt, medium) and (not media or medium in media)]
     of_named = [item for item in fitting if item.medium in named] or fitting
     if _BEFORE_THAT.search(prompt):
         return of_named[1:2]
     for number, pattern in ORDINALS.items():
         if pattern.search(prompt):
-            return _counted(request, named, number)
+            return _counted(request, named or media, number)
     by_title = titled(prompt, fitting)
     if by_title:
         return by_title

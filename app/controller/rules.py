@@ -39,6 +39,8 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, dict[str, floa
     none = dict.fromkeys(media, UNLIKELY)
     prompt = request.prompt
     parts = clauses(prompt)
+    if request.history and re.fullmatch(r"[@#]\d{1,6}\W*", prompt):
+        return "select", none
     if is_noise(prompt) or not parts:
         return "ask", none
     if request.history and PHRASES["undo"].match(prompt):
@@ -47,11 +49,9 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, dict[str, floa
     if request.history and not request.uploads:
         if selects(prompt, wanted):
             return "select", none
-        if PHRASES["again"].search(prompt) and not (
-            wanted - {request.in_focus()[0].medium} if request.focus else wanted
-        ):
-            newest = request.in_focus()[:1]
-            return "regenerate", none | {item.medium: SURE for item in newest}
+        again = [item for item in request.in_focus() if not wanted or item.medium in wanted]
+        if PHRASES["again"].search(prompt) and again and wanted <= {item.medium for item in again}:
+            return "regenerate", none | {again[0].medium: SURE}
     around = {*request.uploads, *(item.medium for item in request.in_focus())}
     if around and says_edit(prompt, around) and wanted <= around:
         edited = [*request.uploads, *(item.medium for item in request.in_focus())]
@@ -117,7 +117,8 @@ def _nothing_named(request: Request, none: dict[str, float]) -> tuple[str, dict[
     prompt = request.prompt
     if PHRASES["question"].match(_stripped(prompt)) or SCAFFOLD["greeting"].match(prompt):
         return "chat", none | {"text": SURE}
-    if request.uploads or request.history:
+    described = bool(SCAFFOLD["article"].match(prompt)) and not PHRASES["pronoun"].search(prompt)
+    if request.uploads or (request.history and not described) or PHRASES["again"].match(prompt):
         return "ask", none
     if len(prompt.split()) <= BARE_WORDS and "image" in none:
         return "new", none | {"image": LIKELY}
