@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from app.controller.plan import Plan, medium_of
+from app.controller.plan import Plan, PlanError, check, medium_of
 from app.controller.planner import Answer, Controller, Router
 from app.controller.request import ACTS, Request
 from app.controller.routers import RuleRouter
@@ -86,7 +86,7 @@ def judge(row: dict[str, Any], answer: Answer, seconds: float) -> Row:
         act=row["act"] == answer.act,
         over=bool(got - wanted),
         under=bool(wanted - got),
-        valid=plan is not None or answer.act not in ("new", "edit", "regenerate") or bool(answer.sentence),
+        valid=_valid(row, answer),
         slots=_slots(row, plan),
         edges=_edges(row, plan),
         refers=_refers(row, answer),
@@ -188,10 +188,24 @@ def _declared(name: str, routes: Sequence[tuple[str | tuple[str, ...], str]]) ->
     return type(name, (Pipeline,), {**declaration, "run_batch": lambda *_: iter(())})()
 
 
+def _valid(row: dict[str, Any], answer: Answer) -> bool:
+    """Whether it is a plan that passes the check, a question, or talk."""
+    if answer.plan is None:
+        return answer.act in ("chat", "select", "undo") or bool(answer.sentence)
+    request = Request.of(row["prompt"], row["inputs"], [(item["medium"], item["title"]) for item in row["history"]])
+    try:
+        check(answer.plan, whole_registry(), request.available)
+    except PlanError:
+        return False
+    return bool(answer.plan.steps)
+
+
 def _slots(row: dict[str, Any], plan: Plan | None) -> float | None:
     """Share of the words that have to reach the makers, and do."""
-    if not row.get("text") or plan is None:
+    if not row.get("text"):
         return None
+    if plan is None:
+        return 0.0
     said = " ".join(source for step in plan.steps for source in step.inputs if source.startswith("text:")).lower()
     titles = [item["title"] for item in row["history"]]
     said += " ".join(titles[int(s[1:]) - 1] for step in plan.steps for s in step.inputs if s.startswith("@")).lower()
@@ -200,8 +214,10 @@ def _slots(row: dict[str, Any], plan: Plan | None) -> float | None:
 
 def _edges(row: dict[str, Any], plan: Plan | None) -> float | None:
     """F1 of what is made from what, as media."""
-    if not row.get("edges") or plan is None:
+    if not row.get("edges"):
         return None
+    if plan is None:
+        return 0.0
     media = {f"upload:{n}": medium for n, medium in enumerate(row["inputs"], 1)}
     media |= {f"@{n}": item["medium"] for n, item in enumerate(row["history"], 1)}
     media |= {f"${step.id}": step.output for step in plan.steps}
@@ -211,13 +227,11 @@ def _edges(row: dict[str, Any], plan: Plan | None) -> float | None:
 
 
 def _refers(row: dict[str, Any], answer: Answer) -> bool | None:
-    if not row["refers"]:
-        return None
+    if not row["refers"] or answer.act == "regenerate":
+        return None  # what is made again has no recipe here: it is known by its words
     used = {int(s[1:]) for step in (answer.plan.steps if answer.plan else ()) for s in step.inputs if s.startswith("@")}
     if answer.act in ("select", "undo"):
         used = set(answer.focus[:1])
-    if answer.act == "regenerate":
-        return answer.plan is not None  # what is made again is known by its words
     return used == set(row["refers"])
 
 

@@ -60,7 +60,7 @@ class LanguageModel(nn.Module):
         if self.adapter is None or self.head is None:
             raise ValueError("this language model has no head that reads requests")
         with self.adapter.on():
-            return self.head.probabilities(self.hidden_states([text], "last", REQUEST_TOKENS)[0])
+            return self.head.probabilities(self.hidden_states([self.plain(text)], "last", REQUEST_TOKENS)[0])
 
     @property
     def context(self) -> int:

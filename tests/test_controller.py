@@ -48,6 +48,14 @@ def steps(found: Answer) -> list[tuple[str, tuple[str, ...]]]:
         ("fais-moi une image d'un chat noir", [("crossflow", ("text:chat noir",))]),
         ("a picture and a sound of a storm", [("crossflow", ("text:a storm",)), ("clipsonic", ("text:a storm",))]),
         ("an image of a drum and what it sounds like", [("crossflow", ("text:a drum",)), ("v2a", ("$s1",))]),
+        (
+            "a picture of a bell, then make it brighter",
+            [("crossflow", ("text:a bell",)), ("image-adjust", ("$s1",))],
+        ),
+        ("a picture of a woman reading a letter", [("crossflow", ("text:a woman reading a letter",))]),
+        ("draw a boy who listens to music", [("crossflow", ("text:a boy who listens to music",))]),
+        ("a sound clip of a water drop", [("clipsonic", ("text:a water drop",))]),
+        ("play me some rain", [("clipsonic", ("text:some rain",))]),
         ('paint "the old man and the sea"', [("crossflow", ("text:the old man and the sea",))]),
     ],
 )
@@ -85,6 +93,14 @@ def test_attachments(prompt: str, uploads: tuple[str, ...], expected: list[tuple
         ("make it louder", (("audio", "rain"), ("image", "a cat")), [("audio-gain", ("@1",))]),
         ("rotate it", CAT_DOG, [("image-rotate", ("@2",))]),
         ("with rain instead", (("audio", "a street with snow"),), [("clipsonic", ("text:a street with rain",))]),
+        ("draw a dog with its tail up", CAT_DOG, [("crossflow", ("text:a dog with its tail up",))]),
+        ("draw a grey cow", CAT_DOG, [("crossflow", ("text:a grey cow",))]),
+        ("a picture of a city square", CAT_DOG, [("crossflow", ("text:a city square",))]),
+        ("what does it sound like?", CAT_DOG, [("v2a", ("@2",))]),
+        ("draw kids who go to school", CAT_DOG, [("crossflow", ("text:kids who go to school",))]),
+        ("make it blue", (("image", "a red car"),), [("crossflow", ("text:a blue car",))]),
+        ("a red apple", CAT_DOG, [("crossflow", ("text:a red apple",))]),
+        ("make it brighter and rotate it", CAT_DOG, [("image-adjust", ("@2",)), ("image-rotate", ("$s1",))]),
     ],
 )
 def test_references(
@@ -106,6 +122,29 @@ def test_a_number_sets_what_is_changed() -> None:
     assert found.plan is not None and found.plan.steps[0].params["length"] == 2
 
 
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [("make this one louder", 6), ("20% louder", 6), ("make it 3 dB louder", 3), ("make the second one louder", 6)],
+)
+def test_only_a_number_that_is_meant_sets_it(prompt: str, expected: float) -> None:
+    found = answer(prompt, history=(("audio", "rain"), ("audio", "wind")))
+    assert found.plan is not None and found.plan.steps[0].params["gain"] == expected
+
+
+def test_a_change_of_what_cannot_be_changed_so_is_a_question() -> None:
+    found = answer("make @1 louder", history=(("image", "a cat"), ("audio", "rain")))
+    assert found.act == "ask" and found.plan is None
+
+
+def test_of_two_attachments_the_one_that_leads_there_is_taken() -> None:
+    assert steps(answer("give it a sound", "mesh", "image")) == [("v2a", ("upload:2",))]
+
+
+@pytest.mark.parametrize("piece", ["pic e ", "too ", "a, ", "draw and ", "in a ", '"', "no "])
+def test_long_nonsense_is_read_to_its_end(piece: str) -> None:
+    assert answer(piece * (4000 // len(piece))).act in ACTS
+
+
 @pytest.mark.parametrize(("prompt", "focus"), [("I like the first one", 1), ("go back to the cat", 1), ("undo", 1)])
 def test_selecting_and_undoing_bring_forward(prompt: str, focus: int) -> None:
     found = answer(prompt, history=CAT_DOG)
@@ -115,10 +154,9 @@ def test_selecting_and_undoing_bring_forward(prompt: str, focus: int) -> None:
 @pytest.mark.parametrize(
     "prompt",
     [
-        "what is the sound barrier?",
-        "Write a poem about a painting",
-        "no picture, just tell me about owls",
-        "hello there",
+        *("what is the sound barrier?", "Write a poem about a painting", "no picture, just tell me about owls"),
+        *("hello there", "Can dogs eat chocolate?", "why do we hear thunder after lightning?", "help", "yes"),
+        "why does ice melt faster when you crush it?",
     ],
 )
 def test_talk_is_answered_in_words(prompt: str) -> None:

@@ -11,6 +11,7 @@ output rows of the label words instead of a new head: the log-probability varian
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,7 +32,7 @@ from training.loop import STATE, Metrics, Schedule, train
 from training.publish import write_sums
 
 WEIGHTS = Path("assets/weights/controller-lite")
-SEED, BATCH, COUNT, MAX_TOKENS = 31, 32, 16_000, 96
+SEED, BATCH, COUNT, MAX_TOKENS = 31, 32, 16_000, 512
 UPPER_BLOCKS = 10
 RANK, ALPHA = 16, 32.0
 LABEL_WORDS = (
@@ -119,7 +120,8 @@ def main() -> None:
 
     torch.manual_seed(SEED)
     model = base_model()
-    states = LowerStates(model, texts, STATE / "cache" / f"requests-{COUNT}-{SEED}.pt")
+    name_of = hashlib.sha256(json.dumps([UPPER_BLOCKS, MAX_TOKENS, *texts]).encode()).hexdigest()[:12]
+    states = LowerStates(model, texts, STATE / "cache" / f"requests-{name_of}.pt")
     total = len(model.model.base_model.layers)
     adapter = new_adapter(model.model, range(total - UPPER_BLOCKS, total), RANK, ALPHA)
     head = RequestHead(model.model.config.hidden_size, OUTPUTS, ACTS)

@@ -32,7 +32,7 @@ class Conversation:
 
     def attach(self, artifact: Artifact, title: str) -> Item:
         """Take in something that the person brought."""
-        return self._add(artifact.medium, artifact.content_hash(), title, None)
+        return self._add(artifact.medium, artifact.content_hash(), title, None, brought=True)
 
     def add(self, entry: Entry, step: Step, made: Mapping[str, int], uploaded: Sequence[int]) -> Item:
         """Take in what ``step`` made, by its entry in the gallery.
@@ -60,8 +60,8 @@ class Conversation:
         self.focus = self.focus[1:]
         return next((item for item in self.items if self.focus and item.number == self.focus[0]), None)
 
-    def _add(self, medium: str, content_hash: str, title: str, recipe: Step | None) -> Item:
-        item = Item(len(self.items) + 1, medium, title, recipe)
+    def _add(self, medium: str, content_hash: str, title: str, recipe: Step | None, brought: bool = False) -> Item:
+        item = Item(len(self.items) + 1, medium, title, recipe, brought)
         self.items.append(item)
         self.hashes[item.number] = content_hash
         self.focus.insert(0, item.number)

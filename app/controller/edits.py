@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import JsonValue
 
-from app.controller.compiler import Goal
+from app.controller.compiler import GOAL, Goal
 from app.controller.lexicon import PHRASES, whole_words
 from app.controller.references import referred
 from app.controller.request import Item, Request
 from models.errors import UserError
 from pipelines.base import Pipeline, Registry
 
-_NUMBER = re.compile(r"(?<![\w@#$.])(\d{1,6}(?:[.,]\d+)?)(?:\s*(?:s|secs?|px|db|°|%))?(?!\w)", re.IGNORECASE)
+_UNIT = r"(?:s|secs?|seconds?|px|pixels?|db|decibels?|°|degrees?|faces|triangles)"
+_NUMBER = re.compile(rf"(?<![\w@#$.])(-?\d{{1,6}}(?:[.,]\d+)?)(?:\s*{_UNIT})?(?![\w%]|\s*(?:%|percent))", re.IGNORECASE)
 _NUMBER_WORDS = {"one": 1.0, "two": 2.0, "three": 3.0, "four": 4.0, "five": 5.0, "six": 6.0, "eight": 8.0, "ten": 10.0}
 
 
@@ -61,21 +62,31 @@ def says_edit(prompt: str, media: Collection[str]) -> bool:
     return any(edit.words.search(prompt) for edit in EDITS if edit.op.partition("-")[0] in media)
 
 
-def edits_said(prompt: str, registry: Registry, media: Collection[str]) -> dict[str, Goal]:
-    """Medium to the change that ``prompt`` asks for in something of it, without a source yet."""
-    found: dict[str, Goal] = {}
+def edit_starts(prompt: str, media: Collection[str]) -> list[int]:
+    """Where in ``prompt`` the words of plain changes of these media begin."""
+    found = (edit.words.search(prompt) for edit in EDITS if edit.op.partition("-")[0] in media)
+    return [match.start() for match in found if match]
+
+
+def edits_said(prompt: str, registry: Registry, media: Collection[str]) -> dict[str, list[Goal]]:
+    """Medium to the changes that ``prompt`` asks for in something of it, in order, without sources yet."""
     known = {pipeline.name: pipeline for pipeline in registry if pipeline.is_edit}
+    found: dict[str, list[tuple[re.Match[str], Goal]]] = {}
     for edit in EDITS:
-        pipeline = known.get(edit.op)
-        if pipeline is not None and edit.words.search(prompt):
-            medium = pipeline.routes[0].output
-            if medium in media and medium not in found:
-                found[medium] = Goal(medium, (), edit.op, edit.params_for(prompt, pipeline))
-    return found
+        pipeline, match = known.get(edit.op), edit.words.search(prompt)
+        medium = edit.op.partition("-")[0]
+        if pipeline is None or match is None or medium not in media:
+            continue
+        others = found.setdefault(medium, [])
+        if all(match.end() <= other.start() or other.end() <= match.start() for other, _ in others):
+            others.append((match, Goal(medium, (), edit.op, edit.params_for(prompt, pipeline))))
+    return {
+        medium: [goal for _, goal in sorted(pairs, key=lambda pair: pair[0].start())] for medium, pairs in found.items()
+    }
 
 
 def edit_goals(request: Request, registry: Registry) -> list[Goal]:
-    """The change that is asked for, of the attachment or else of the artifact meant; empty if nothing fits."""
+    """The changes asked for, one upon the other, of the attachments or else of what is meant; empty if none fits."""
     available = {*request.uploads, *(item.medium for item in request.in_focus())}
     said = edits_said(request.prompt, registry, available)
     uploads = [f"upload:{n}" for n, medium in enumerate(request.uploads, 1) if medium in said]
@@ -85,10 +96,24 @@ def edit_goals(request: Request, registry: Registry) -> list[Goal]:
         items: list[Item] = referred(request, said) if said else []
         everything = bool(PHRASES["all"].search(request.prompt))
         sources = [(f"@{item.number}", item.medium) for item in (items if everything else items[:1])]
-    return [Goal(medium, (reference,), said[medium].op, said[medium].params) for reference, medium in sources]
+    goals: list[Goal] = []
+    for reference, medium in sources:
+        goals += chained(said[medium], reference, len(goals))
+    return goals
+
+
+def chained(edits: Sequence[Goal], reference: str, before: int) -> list[Goal]:
+    """``edits`` one upon the other, the first of ``reference``; ``before``: how many goals stand before them."""
+    sources = [reference, *(f"{GOAL}{before + number}" for number in range(1, len(edits)))]
+    last = len(edits) - 1
+    return [
+        replace(edit, sources=(source,), kept=number == last)
+        for number, (edit, source) in enumerate(zip(edits, sources, strict=True))
+    ]
 
 
 def _number_in(prompt: str) -> float | None:
     if match := _NUMBER.search(prompt):
         return float(match[1].replace(",", "."))
-    return next((value for word, value in _NUMBER_WORDS.items() if re.search(rf"\b{word}\b", prompt, re.I)), None)
+    said = ((value, rf"\b{word}\s+{_UNIT}\b") for word, value in _NUMBER_WORDS.items())
+    return next((value for value, pattern in said if re.search(pattern, prompt, re.IGNORECASE)), None)

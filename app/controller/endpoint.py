@@ -17,6 +17,7 @@ from models.errors import UserError
 
 log = logging.getLogger(__name__)
 
+FAULTS = (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, IndexError, TypeError, AttributeError)
 TIMEOUT = httpx.Timeout(60.0, connect=5.0)
 INSTRUCTION = """You read requests for a studio that makes media. Say which media the person wants to get, and the act:
 new (something is made, from words, an attachment or an earlier artifact), edit (louder, rotate, crop: plain changes),
@@ -43,7 +44,7 @@ class Endpoint:
             answer = httpx.post(self._chat, json=body, headers=self._headers, timeout=TIMEOUT)
             answer.raise_for_status()
             read = json.loads(answer.json()["choices"][0]["message"]["content"])
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        except FAULTS as error:
             raise self._failed(error) from error
         if not isinstance(read, dict):
             raise self._failed(ValueError("no object came"))
@@ -58,8 +59,9 @@ class Endpoint:
                 for line in answer.iter_lines():
                     data = line.removeprefix("data:").strip()
                     if line.startswith("data:") and data != "[DONE]":
-                        yield json.loads(data)["choices"][0].get("delta", {}).get("content") or ""
-        except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+                        for choice in json.loads(data).get("choices", []):
+                            yield (choice.get("delta") or {}).get("content") or ""
+        except FAULTS as error:
             raise self._failed(error) from error
 
     @property
@@ -102,7 +104,7 @@ class EndpointRouter:
                 raise UserError("The language model's server answered something else than was asked.", "")
         except (UserError, KeyError) as error:
             log.warning("rules read the request: %s", error)
-            return rule_scores(request, media)
+            return rule_scores(request, media, f"{error} Rules read this request instead.")
         return Scores(
             {medium: SURE if medium in outputs else 1 - SURE for medium in media},
             {name: SURE if name == act else (1 - SURE) / (len(ACTS) - 1) for name in ACTS},

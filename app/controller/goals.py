@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from app.controller.compiler import GOAL, Goal, reachable
+from app.controller.edits import chained, edits_said
 from app.controller.lexicon import PHRASES
 from app.controller.references import points_at_history, referred
 from app.controller.request import Item, Request
@@ -23,7 +24,7 @@ _BECOMES = re.compile(
 _COLOUR = re.compile(
     r"\b(?:red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|golden|silver)\b", re.IGNORECASE
 )
-_LEADING = re.compile(r"^(with|in|on|at|under|during|by|near|without)\s+", re.IGNORECASE)
+_LEADING = re.compile(r"^(with|as|in|on|at|under|during|by|near|without)\s+", re.IGNORECASE)
 _CHANGE = re.compile(
     r"(?:(?:same|but|make it|try(?: it)?|and|do it|again)\b[ ,]*)*(?P<change>.*?)[ ,]*"
     r"(?:\b(?:instead|this time|again|please)\b[ ,.!]*)*",
@@ -55,9 +56,22 @@ def new_goals(request: Request, wanted: Sequence[str], registry: Registry) -> li
 
 def again_goals(request: Request, registry: Registry) -> list[Goal]:
     """The items meant, made again with the next seed, or with other words where some are given."""
-    items = referred(request)[:1] if not PHRASES["all"].search(request.prompt) else referred(request)
+    items = [item for item in referred(request) if not item.brought]
+    items = items if PHRASES["all"].search(request.prompt) else items[:1]
     change = change_in(request.prompt)
     return [_again(item, change) for item in items]
+
+
+def with_changes(goals: list[Goal], request: Request, registry: Registry) -> list[Goal]:
+    """``goals``, and the plain changes that later clauses ask for: "a picture of a bell, then make it brighter"."""
+    for part in clauses(request.prompt)[1:]:
+        made = [goal.output for goal in goals]
+        said = edits_said(part.text, registry, made) if part.points_back else {}
+        if said and not any(part.mentions(medium) for medium in made if medium not in said):
+            medium = next(medium for medium in reversed(made) if medium in said)
+            latest = len(made) - made[::-1].index(medium)
+            goals = [*goals, *chained(said[medium], f"{GOAL}{latest}", len(goals))]
+    return goals
 
 
 def change_in(prompt: str) -> str:
@@ -88,7 +102,9 @@ def _again(item: Item, change: str) -> Goal:
     step = item.recipe
     seed = step.params.get("seed", 0)
     if not change:
-        return Goal(item.medium, step.inputs, step.op, {**step.params, "seed": int(str(seed)) + 1})
+        return Goal(item.medium, step.inputs, step.op, {**step.params, "seed": int(float(str(seed))) + 1})
+    if not any(source.startswith(WORDS) for source in step.inputs):
+        return Goal(item.medium, (WORDS + reworded(item.title, change),))
     inputs = tuple(
         WORDS + reworded(source.removeprefix(WORDS), change) if source.startswith(WORDS) else source
         for source in step.inputs
@@ -133,12 +149,14 @@ def _given(
     """The attachments, or the earlier artifact that is meant; ``None`` where it is to be made from words."""
     if request.uploads:
         refs = tuple(f"upload:{number}" for number in range(1, len(request.uploads) + 1))
-        together = any(p.accepts(request.uploads, medium) for p in registry)
-        return refs if together else refs[:1]
-    if request.history and (part.points_back or not has_content or points_at_history(request, part.text)):
+        if any(pipeline.accepts(request.uploads, medium) for pipeline in registry):
+            return refs
+        able_refs = [r for r, given in zip(refs, request.uploads, strict=True) if medium in reachable(given, registry)]
+        return ((able_refs or refs)[0],)
+    if request.history and (not has_content or points_at_history(request, part.content)):
         able = [item.medium for item in request.history if medium in reachable(item.medium, registry)]
         items = referred(request, able) if able else referred(request)
-        return (f"@{items[0].number}",) if items else None
+        return (f"@{items[0].number}",) if items and (able or not has_content) else None
     return None
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from app.controller.compiler import Goal, NoRouteError, Seconds, compile_plan, reachable
 from app.controller.edits import edit_goals
-from app.controller.goals import again_goals, for_every, new_goals
+from app.controller.goals import again_goals, for_every, new_goals, with_changes
 from app.controller.lexicon import PHRASES
-from app.controller.plan import Plan, PlanError
+from app.controller.plan import ARTIFACT, Plan, PlanError
 from app.controller.references import referred
 from app.controller.request import Item, Request
 from app.controller.rules import SURE, Scores
@@ -75,6 +75,10 @@ class Controller:
         if not request.prompt:
             return self._no_words(request)
         scores = self.router.score(request, self.media)
+        answer = self._answered(request, scores, seed)
+        return replace(answer, warnings=(*answer.warnings, scores.note)) if scores.note else answer
+
+    def _answered(self, request: Request, scores: Scores, seed: int) -> Answer:
         wanted = tuple(medium for medium in self.media if scores.outputs.get(medium, 0.0) >= WANTED)
         match scores.act:
             case "undo":
@@ -95,10 +99,14 @@ class Controller:
         if _missing_reference(request):
             return Answer("ask", (), scores, sentence=NOTHING, choices=self._examples())
         goals = new_goals(request, wanted, self.registry)
-        if PHRASES["all"].search(request.prompt) and not request.uploads and any("@" in g.sources[0] for g in goals):
+        if (
+            PHRASES["all"].search(request.prompt)
+            and not request.uploads
+            and any(g.sources[0].startswith(ARTIFACT) for g in goals)
+        ):
             able = [item for item in referred(request) if self._leads(item, wanted)]
             goals = for_every(goals, able[:MAX_AT_ONCE]) or goals
-        return self._compiled("new", wanted, goals, request, scores, seed)
+        return self._compiled("new", wanted, with_changes(goals, request, self.registry), request, scores, seed)
 
     def _leads(self, item: Item, wanted: Sequence[str]) -> bool:
         return set(wanted) <= reachable(item.medium, self.registry)

@@ -24,7 +24,8 @@ def referred(request: Request, media: Collection[str] = ()) -> list[Item]:
     fitting = [item for item in request.in_focus() if not media or item.medium in media]
     numbers = [int(a or b) for a, b in _NUMBERED.findall(prompt)]
     if numbers:
-        return [item for number in numbers if (item := request.item(number))]
+        found = [item for number in numbers if (item := request.item(number))]
+        return [item for item in found if not media or item.medium in media]
     named = [medium for medium in NOUNS if mention(prompt, medium) and (not media or medium in media)]
     of_named = [item for item in fitting if item.medium in named] or fitting
     if _BEFORE_THAT.search(prompt):

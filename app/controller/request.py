@@ -22,7 +22,8 @@ class Item:
     number: int
     medium: str
     title: str
-    recipe: Step | None = None  # the step that made it, over references of the conversation; none for attachments
+    recipe: Step | None = None  # the step that made it, over references of the conversation, where it is known
+    brought: bool = False  # by the person, so that it cannot be made again
 
 
 @dataclass(frozen=True)

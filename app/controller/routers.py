@@ -9,6 +9,8 @@ from app.controller.request import Request
 from app.controller.rules import Scores, rule_scores
 from models.language_model import LanguageModel
 
+READ_CHARACTERS = 600  # so that the cue at the end is never cut off
+
 Lease = Callable[[], AbstractContextManager[LanguageModel]]
 
 
@@ -42,4 +44,4 @@ class LanguageModelRouter:
 def as_read(request: Request) -> str:
     """A request as a language model reads it: what is there, the words, and a cue for the state that is looked at."""
     there = f"There is: {request.context}\n" if request.context else ""
-    return f"{there}Request: {request.prompt}\nWanted:"
+    return f"{there}Request: {request.prompt[:READ_CHARACTERS]}\nWanted:"

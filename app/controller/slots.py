@@ -5,10 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
 
 from app.controller.lexicon import NOUNS, PERCEIVED, PHRASES, SCAFFOLD, VERBS
 
 MAX_WORDS_LENGTH = 300
+MAX_CLAUSES = 24  # nobody wishes for more at once, and looking for them takes time
 _QUOTED = re.compile(r"\"([^\"]+)\"|«([^»]+)»|„([^“\"]+)[“\"]")
 _THEN = (
     r"(?:then|after that|afterwards|next|finally|dann|danach|puis|ensuite|luego|despu[eé]s|poi|dopo|depois|dan|daarna)"
@@ -46,10 +49,11 @@ def mention(text: str, medium: str) -> re.Match[str] | None:
     return min(found, key=lambda match: match.start(), default=None)
 
 
+@lru_cache(256)
 def clauses(prompt: str) -> list[Clause]:
     """The wishes of ``prompt`` in order. Cut at sentence ends, at "then", and where "and" begins another wish."""
     parts = [piece for part in _BREAK.split(prompt) if part and part.strip() for piece in _split_wishes(part.strip())]
-    return [Clause(part, content_of(part)) for part in parts]
+    return [Clause(part, content_of(part)) for part in parts[:MAX_CLAUSES]]
 
 
 def content_of(clause: str) -> str:
@@ -60,6 +64,8 @@ def content_of(clause: str) -> str:
     perceived = any(pattern.search(clause) for pattern in PERCEIVED.values())
     text = _without_question(clause) if perceived and PHRASES["question"].match(clause) else clause
     text = _without_end(_without_start(text)[0])
+    everything = re.match(rf"{PHRASES['all'].pattern}(?:\s+(?:of|von|de|di|van)\b)?\s*", text, re.IGNORECASE)
+    text = text[everything.end() :] if everything else text
     pointer = PHRASES["pronoun"].match(text)
     named = _without_article(text[pointer.end() :].strip() if pointer else text)
     named = _AS.sub("", named)
@@ -77,7 +83,7 @@ def _without_question(text: str) -> str:
 def _split_wishes(sentence: str) -> Iterator[str]:
     """Cut at an "and" or comma after which a medium is named or asked for within a few words."""
     start = 0
-    for joint in _NEXT_WISH.finditer(sentence):
+    for joint in islice(_NEXT_WISH.finditer(sentence), MAX_CLAUSES):
         ahead = " ".join(sentence[joint.end() :].split()[:4])
         begins = [m for medium in NOUNS if (m := mention(ahead, medium))]
         before = sentence[start : joint.start()]
@@ -142,20 +148,21 @@ def _without_article(text: str) -> str:
 
 def _without_end(text: str) -> str:
     """Without thanks, and without "as a picture", "in 3D", "and its sound" at the end."""
-    while True:
+    for _ in range(MAX_CLAUSES):
         text = text.rstrip(" ,.:;!?-…")
         endings = [m for m in SCAFFOLD["ending"].finditer(text) if m.end() == len(text)]
         forms = [
             m
             for nouns in NOUNS.values()
             for m in re.finditer(
-                rf"\s+(?:as|in|into|to|als|en|comme|come|como)\s+(?:{_A}\s+)?{nouns.pattern}$", text, re.IGNORECASE
+                rf"\s+(?:as|in|into|als|en|comme|come|como)\s+(?:{_A}\s+)?{nouns.pattern}$", text, re.IGNORECASE
             )
         ]
         cut = min((m.start() for m in [*endings, *forms]), default=None)
         if not cut:
-            return text
+            break
         text = text[:cut]
+    return text
 
 
 _A = r"(?:an?|the|eine?[mn]?|une?|una?|uno|um|uma|een)"
