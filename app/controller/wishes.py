@@ -15,6 +15,7 @@ _POINTING = re.compile(
 _FROM_IT = re.compile(
     r"\b(?:from|of|to|behind|aus|von|de|da|dal|uit|van) (?:the|this|that|my|it|de[mr]|la|el|il|het|o|a)$", re.IGNORECASE
 )
+_YES_OR_NO = re.compile(r"(?:is|are|was|were|do|does|did|will|has|have|should)\b", re.IGNORECASE)  # "is it possible to"
 _AS_FORM = re.compile(
     r"\b(?:as|in|into|als|en|comme|come|como)\s+(?:an?\s+|the\s+|eine?[mn]?\s+|une?\s+|una?\s+|um\s+|een\s+)?\S+(?:\s\S+)?$",
     re.IGNORECASE,
@@ -27,7 +28,7 @@ def wishes(parts: Sequence[Clause], media: Sequence[str], has_source: bool) -> s
     denied: set[str] = set()
     for part in parts:
         text = _without_topic(part.text)
-        asks = is_question(text) and not PHRASES["make"].search(text)
+        asks = is_question(text) and not (_YES_OR_NO.match(without_greeting(text)) and PHRASES["make"].search(text))
         why = re.match(r"(?:why|when|who|warum|pourquoi|por qu[eé]|perch[eé]|waarom)\b", text, re.IGNORECASE)
         perceived = set() if why else {m for m, pattern in PERCEIVED.items() if pattern.search(text)}
         for medium, match in _mentions(text, media):
@@ -35,10 +36,10 @@ def wishes(parts: Sequence[Clause], media: Sequence[str], has_source: bool) -> s
                 denied.add(medium)
             elif not asks and not _is_source(text, match, has_source):
                 wanted.add(medium)
-        wanted |= perceived & set(media)
+        wanted |= perceived & set(media) - denied
         if asks and not perceived:
             wanted.add("text")
-    return wanted - denied
+    return wanted
 
 
 def is_question(text: str) -> bool:
