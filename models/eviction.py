@@ -67,18 +67,26 @@ def value_cover(candidates: Sequence[Candidate], need_bytes: int, expected: Sequ
 
 
 def _cover(candidates: Sequence[Candidate], need_bytes: int) -> list[Candidate]:
-    chosen: list[Candidate] = []
-    room = 0
-    for item in sorted(candidates, key=lambda item: item.value / max(1, item.bytes)):
-        if room >= need_bytes:
-            break
-        chosen.append(item)
-        room += item.bytes
+    """A cover of at most twice the least value (Carnes and Shmoys, "Primal-dual schema for capacitated covering").
+
+    The next is the cheapest by what it still covers, not by its size; what the others would have saved on the way is
+    taken off their price.
+    """
+    prices = [item.value for item in candidates]
+    left, chosen = list(range(len(candidates))), []
+    need = need_bytes
+    while need > 0 and left:
+        covers = {index: max(1, min(candidates[index].bytes, need)) for index in left}
+        best = min(left, key=lambda index: prices[index] / covers[index])
+        rate = prices[best] / covers[best]
+        for index in left:
+            prices[index] -= rate * covers[index]
+        left.remove(best)
+        chosen.append(candidates[best])
+        need -= candidates[best].bytes
     chosen = _without_superfluous(chosen, need_bytes)
     single = min((item for item in candidates if item.bytes >= need_bytes), key=lambda item: item.value, default=None)
-    if single is not None and single.value < sum(item.value for item in chosen):
-        return [single]
-    return chosen
+    return [single] if single is not None and single.value < sum(item.value for item in chosen) else chosen
 
 
 def _without_superfluous(chosen: Sequence[Candidate], need_bytes: int, kept: Collection[str] = ()) -> list[Candidate]:

@@ -263,7 +263,7 @@ def test_verify_hashes_again_and_ends_with_2_if_something_changed(
     own = shutil.copytree(painter_folder, tmp_path / "own")
     local = json.dumps(json.loads(everything_local(painter_folder)) | {"autoencoder": str(own)})
     code, out, _ = run("models", "verify", "--local-weights", local)
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["ok"] * 3
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["ok"] * 4
     weights = own / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     code, out, err = run("models", "verify", "--local-weights", local, "--json")

@@ -153,9 +153,10 @@ def test_a_cancelled_fetch_ends_its_process_and_leaves_nothing_that_looks_whole(
     package: PackageSource, moment: str
 ) -> None:
     converted = Converted(package, ("-c", f"import time; time.sleep(60); {COUNT}"), 1)
+    before = psutil.Process().children()  # a browser of other tests, perhaps
     with pytest.raises(Cancelled):
         converted.resolve(cancel_at(moment))
-    assert psutil.Process().children() == []
+    assert psutil.Process().children() == before
     assert not is_whole(converted.folder) and not converted.folder.exists()
     assert (kept_names(package) == []) == (moment != "Converting")
     assert converted.missing() == (() if moment == "Converting" else ("model.gguf",))
