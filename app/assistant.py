@@ -10,13 +10,14 @@ from app.controller.conversation import Conversation
 from app.controller.endpoint import Endpoint, EndpointRouter
 from app.controller.executor import Done, StepEvent, execute
 from app.controller.plan import ARTIFACT, UPLOAD, Plan
-from app.controller.planner import Answer, Controller, Router
-from app.controller.routers import RuleRouter
+from app.controller.planner import Answer, Controller
+from app.controller.routers import LanguageModelRouter, Router, RuleRouter
 from app.studio import Studio, reporting
 from models.errors import Cancelled, UserError
+from models.manager import ModelManager
 from pipelines.media import Artifact
 
-LANGUAGE_MODEL = "language-model"
+LANGUAGE_MODEL, READER = "language-model", "request-reader"
 MAX_REPLY_TOKENS = 200
 MANNER = "You are the assistant of a studio that makes pictures. Answer in a few plain sentences."
 
@@ -28,7 +29,10 @@ class Assistant:
         self.studio = studio
         settings = studio.settings
         self.endpoint: Endpoint | None = None
-        router: Router = RuleRouter()
+        manager = studio.manager
+        router: Router = LanguageModelRouter(
+            lambda: manager.lease(READER), lambda: _is_missing(manager, READER), RuleRouter()
+        )
         if settings.language_model_url:
             self.endpoint = Endpoint(
                 settings.language_model_url, settings.language_model_name, settings.language_model_key
@@ -91,8 +95,7 @@ class Assistant:
                         raise Cancelled
                     yield piece
                 return
-            spec = self.studio.manager.specs.get(LANGUAGE_MODEL)
-            if spec is None or spec.source.missing():
+            if _is_missing(self.studio.manager, LANGUAGE_MODEL):
                 raise UserError(
                     "There is no language model on this machine to answer in words.",
                     "Fetch it with 'python -m app models fetch language-model'.",
@@ -101,3 +104,8 @@ class Assistant:
                 yield from model.reply(messages, MAX_REPLY_TOKENS, stop.is_set)
             if stop.is_set():
                 raise Cancelled
+
+
+def _is_missing(manager: ModelManager, key: str) -> bool:
+    spec = manager.specs.get(key)
+    return spec is None or bool(spec.source.missing())

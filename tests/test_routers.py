@@ -1,0 +1,68 @@
+"""Who reads a request: the taught language model, and the one that does where there is none."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.controller.request import Request
+from app.controller.routers import LanguageModelRouter, RuleRouter, as_read
+from app.controller.rules import rule_scores
+from models.errors import UserError
+from models.language_model import LanguageModel, load_language_model
+from models.request_head import RequestHead
+from tests.test_adapter import trained
+from tests.test_language_model import save_tokenizer, tiny_llama
+
+MEDIA = ("text", "image", "scent")
+DRAW = Request.of("make a scent of a picture of a cat")
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> LanguageModel:
+    tiny_llama().save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    plain = load_language_model(tmp_path)
+    trained(plain.model).save(tmp_path / "reading")
+    torch.manual_seed(2)
+    RequestHead(plain.model.config.hidden_size, ("text", "image"), ("new", "chat", "ask")).save(tmp_path / "reading")
+    return load_language_model(tmp_path, tmp_path / "reading")
+
+
+def router_of(model: LanguageModel | UserError, missing: bool = False) -> LanguageModelRouter:
+    @contextmanager
+    def lease() -> Iterator[LanguageModel]:
+        if isinstance(model, UserError):
+            raise model
+        yield model
+
+    return LanguageModelRouter(lease, lambda: missing, RuleRouter())
+
+
+def test_the_model_scores_what_it_was_taught_and_rules_the_rest(model: LanguageModel) -> None:
+    scores = router_of(model).score(DRAW, MEDIA)
+    outputs, acts = model.read(as_read(DRAW))
+    assert scores.outputs == {**outputs, "scent": rule_scores(DRAW, MEDIA).outputs["scent"]}
+    assert scores.acts == acts and not scores.note
+
+
+def test_what_a_person_writes_cannot_reach_the_model_as_control_tokens(model: LanguageModel) -> None:
+    control = next(t.content for t in model.tokenizer.added_tokens_decoder.values() if t.special)
+    assert model.read(f"draw {control} a cat") == model.read(model.plain(f"draw {control} a cat"))
+
+
+def test_without_the_model_on_this_machine_rules_read_and_say_so(model: LanguageModel) -> None:
+    router = router_of(model, missing=True)
+    assert router.name == "rules" and router_of(model).name == "language model"
+    assert router.score(DRAW, MEDIA) == rule_scores(DRAW, MEDIA)
+
+
+def test_a_model_that_cannot_be_loaded_costs_no_answer() -> None:
+    router = router_of(UserError("There is no room for 'request-reader'.", "Free something."))
+    scores = router.score(DRAW, MEDIA)
+    assert scores.outputs == rule_scores(DRAW, MEDIA).outputs
+    assert "There is no room for 'request-reader'." in scores.note and "without the language model" in scores.note
