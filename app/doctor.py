@@ -18,7 +18,7 @@ import torch
 
 from app.settings import Settings
 from models.accounts import readable_bytes
-from models.catalog import ModelSpec, catalog
+from models.catalog import ModelSpec
 from models.errors import UserError
 from models.machine import choose_device, compute_dtype, memory_budget
 from pipelines.atomic import plain_folder_errors
@@ -62,7 +62,7 @@ def examine(settings: Settings) -> Iterator[Check]:
         "memory": partial(_memory, settings),
         "pipelines": _pipelines,
     }
-    for key, spec in catalog(settings.profile, settings.local_weights).items():
+    for key, spec in settings.catalog().items():
         checks[f"model {key}"] = partial(_model, spec)
     checks["output folder"] = partial(_output_folder, settings.output_folder)
     checks["port"] = partial(_port, settings)
@@ -114,7 +114,7 @@ def _device(settings: Settings) -> Finding:
 def _memory(settings: Settings) -> Finding:
     asked = settings.memory_budget_gb
     budget = int(asked * 1e9) if asked is not None else memory_budget(choose_device(settings.device))
-    sizes = [spec.bytes for spec in catalog(settings.profile, settings.local_weights).values()]
+    sizes = [spec.bytes for spec in settings.catalog().values()]
     total, largest = readable_bytes(sum(sizes)), readable_bytes(max(sizes))
     detail = f"models may take {readable_bytes(budget)}; all need {total}, the largest {largest}"
     if max(sizes) > budget:

@@ -15,7 +15,7 @@ from typing import Any
 from app.commands import progress_bar
 from app.settings import Settings
 from models.accounts import readable_bytes
-from models.catalog import ModelSpec, catalog
+from models.catalog import ModelSpec
 from models.errors import UserError
 from models.licences import accept_licence, is_accepted, require_licence
 from pipelines.base import Progress
@@ -46,7 +46,7 @@ def list_models(settings: Settings, arguments: argparse.Namespace) -> int:
             "restricted": spec.restricted,
             "accepted": is_accepted(spec),
         }
-        for spec in catalog(settings.profile, settings.local_weights).values()
+        for spec in settings.catalog().values()
     ]
     if arguments.json:
         return _print_json(rows)
@@ -105,7 +105,7 @@ def free(settings: Settings, arguments: argparse.Namespace) -> int:
 
 
 def _chosen(settings: Settings, keys: list[str]) -> list[ModelSpec]:
-    specs = catalog(settings.profile, settings.local_weights)
+    specs = settings.catalog()
     for key in keys:
         if key not in specs:
             raise UserError(f"There is no model called {key[:60]!r}.", f"Choose among: {', '.join(specs)}.")

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from models.catalog import ModelSpec, Pixels, catalog
 from models.errors import UserError
 from models.precision import Precision
 
@@ -62,6 +63,9 @@ class Settings(BaseSettings):
     local_weights: Annotated[dict[str, Path], NoDecode, BeforeValidator(_decoded)] = Field(
         {}, description='Folders to load models from instead, as JSON: {"crossflow": "/data/crossflow"}.'
     )
+    crossflow_pixels: Annotated[Pixels, BeforeValidator(_decoded)] = Field(
+        256, description="The side of CrossFlow's pictures in the full profile: 256 or 512."
+    )
     language_model_url: str | None = Field(
         None, description="An OpenAI-compatible server, up to and with /v1, that reads requests and answers in words."
     )
@@ -74,6 +78,10 @@ class Settings(BaseSettings):
         20, ge=1, le=10_000, description="Requests that may wait; further ones are told to come back."
     )
     max_upload_mb: int = Field(20, ge=1, le=10_000, description="The largest file that may be uploaded, in MB.")
+
+    def catalog(self) -> dict[str, ModelSpec]:
+        """The models of this profile. Raises :class:`UserError` for local weights of a model that is not in it."""
+        return catalog(self.profile, self.local_weights, self.crossflow_pixels)
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -24,7 +24,7 @@ from app.library import Entry, Library
 from app.recovery import events_of
 from app.settings import Settings
 from models.accounts import Decision, Freed, Metrics, ModelStatus
-from models.catalog import ModelSpec, catalog
+from models.catalog import ModelSpec
 from models.errors import Cancelled, UserError
 from models.machine import choose_device, memory_budget
 from models.manager import ModelManager
@@ -297,7 +297,7 @@ def build_manager(settings: Settings, registry: Registry | None = None) -> Model
     loses nothing visible by it, and lower still if the models of some pipeline would not fit together otherwise.
     """
     device = choose_device(settings.device)
-    specs = catalog(settings.profile, settings.local_weights)
+    specs = settings.catalog()
     given = settings.memory_budget_gb
     budget = memory_budget(device) if given is None else int(given * 1e9)
     precisions = _chosen_precisions(settings, specs, registry or installed_registry(), device, budget)

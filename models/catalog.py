@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -15,8 +16,10 @@ from models.precision import Precision
 from models.sources import Bundled, FirstOf, Folder, Hub, Source
 
 Profile = Literal["lite", "full"]
+Pixels = Literal[256, 512]
 FLOAT32_BYTES = 4
-CROSSFLOW_FILE = "t2i_256px_clip_dimr.pth"
+CROSSFLOW_FILES: dict[Pixels, str] = {256: "t2i_256px_clip_dimr.pth", 512: "t2i_512px_clip_dimr.pth"}
+CROSSFLOW_PARAMETERS: dict[Pixels, int] = {256: 1_060_935_402, 512: 1_082_921_590}
 LANGUAGE_MODEL_FILES = (
     "config.json",
     "generation_config.json",
@@ -48,12 +51,16 @@ class ModelSpec:
     lossless: Precision = "float32"
 
 
-def catalog(profile: Profile, local_weights: Mapping[str, Path] | None = None) -> dict[str, ModelSpec]:
+def catalog(
+    profile: Profile, local_weights: Mapping[str, Path] | None = None, pixels: Pixels = 256
+) -> dict[str, ModelSpec]:
     """The models of a profile by key; those named in ``local_weights`` come from that folder instead.
+
+    ``pixels``: the side of the full profile's pictures.
 
     Raises :class:`UserError` if ``local_weights`` names a model that is not in the profile.
     """
-    specs = {spec.key: spec for spec in (_lite() if profile == "lite" else _full())}
+    specs = {spec.key: spec for spec in (_lite() if profile == "lite" else _full(pixels))}
     for key, folder in (local_weights or {}).items():
         if key not in specs:
             raise UserError(
@@ -102,7 +109,7 @@ def _lite() -> list[ModelSpec]:
     ]
 
 
-def _full() -> list[ModelSpec]:
+def _full(pixels: Pixels) -> list[ModelSpec]:
     return [
         ModelSpec(
             key="text-encoder",
@@ -128,12 +135,12 @@ def _full() -> list[ModelSpec]:
             key="crossflow",
             profile="full",
             # Its authors name no commit; the checksum in an artifact's provenance says which file it was.
-            source=Hub("QHL067/CrossFlow", "main", (CROSSFLOW_FILE,), "pretrained_models"),
-            load=_load_published_crossflow,
+            source=Hub("QHL067/CrossFlow", "main", (CROSSFLOW_FILES[pixels],), "pretrained_models"),
+            load=partial(_load_published_crossflow, pixels=pixels),
             licence="for research; its authors name no licence",
-            bytes=FLOAT32_BYTES * 1_060_935_402,
+            bytes=FLOAT32_BYTES * CROSSFLOW_PARAMETERS[pixels],
             restricted=True,
-            skeleton=_published_crossflow_skeleton,
+            skeleton=partial(_published_crossflow_skeleton, pixels=pixels),
         ),
         ModelSpec(
             key="autoencoder",
@@ -205,19 +212,19 @@ def _load_crossflow(folder: Path) -> object:
     return load_crossflow(folder)
 
 
-def _load_published_crossflow(folder: Path) -> object:
+def _load_published_crossflow(folder: Path, pixels: Pixels) -> object:
     from models.nets.crossflow import load_published, published_config
 
-    return load_published(folder / CROSSFLOW_FILE, published_config(256, "clip"))
+    return load_published(folder / CROSSFLOW_FILES[pixels], published_config(pixels, "clip"))
 
 
-def _published_crossflow_skeleton(folder: Path) -> object:
+def _published_crossflow_skeleton(folder: Path, pixels: Pixels) -> object:
     import torch
 
     from models.nets.crossflow import CrossFlow, published_config
 
     with torch.device("meta"):
-        return CrossFlow(published_config(256, "clip"))
+        return CrossFlow(published_config(pixels, "clip"))
 
 
 def _load_autoencoder(folder: Path) -> object:

@@ -23,6 +23,8 @@ from transformers import (
 )
 
 from models.autoencoder import load_autoencoder
+from models.catalog import FLOAT32_BYTES, Pixels, catalog
+from models.nets.crossflow import CrossFlow
 from models.text_encoder import load_text_encoder
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "red", "apple", "blue", "car", ",", "flat", "style"]
@@ -101,3 +103,13 @@ def test_stable_diffusion_autoencoder_uses_crossflows_scale(tmp_path: Path) -> N
     with torch.no_grad():
         torch.testing.assert_close(latents, model.encode(pixels).latent_dist.mode() * 0.23010)
         torch.testing.assert_close(loaded.decode(latents), model.decode(latents / 0.23010).sample.clamp(-1, 1))
+
+
+@pytest.mark.parametrize("pixels", [256, 512])
+def test_the_catalogue_offers_both_sizes_of_crossflow(pixels: Pixels, tmp_path: Path) -> None:
+    spec = catalog("full", pixels=pixels)["crossflow"]
+    assert spec.skeleton is not None and spec.source.missing() == (f"t2i_{pixels}px_clip_dimr.pth",)
+    model = spec.skeleton(tmp_path)
+    assert isinstance(model, CrossFlow)
+    assert model.config.latent_size == pixels // 8
+    assert sum(parameter.numel() for parameter in model.parameters()) * FLOAT32_BYTES == spec.bytes

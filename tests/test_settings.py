@@ -86,3 +86,11 @@ def test_nothing_is_reported_home() -> None:
     root = Path(__file__).parent.parent
     printed = subprocess.run([sys.executable, "-c", code], cwd=root, env={}, capture_output=True, text=True, check=True)
     assert printed.stdout.split() == ["False", "1"]
+
+
+def test_the_size_of_pictures_is_one_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SYNESTHETE_CROSSFLOW_PIXELS", "512")
+    assert load_settings(profile="full").catalog()["crossflow"].source.missing()[0].endswith("t2i_512px_clip_dimr.pth")
+    monkeypatch.setenv("SYNESTHETE_CROSSFLOW_PIXELS", "300")
+    with pytest.raises(UserError, match="crossflow_pixels"):
+        load_settings()
