@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from app.controller.plan import check
 from app.controller.planner import Answer, Controller
 from app.controller.request import ACTS, Request
-from app.controller.routers import RuleRouter
+from app.controller.routers import Router, RuleRouter
+from app.controller.rules import Scores
 from app.controller.slots import content_of
 from benchmarks.controller import whole_registry
 from models.errors import UserError
@@ -217,13 +219,41 @@ SOME = (
 WORDS = st.lists(st.sampled_from(SOME), max_size=14).map(" ".join)
 
 
+ANY_SCORES = st.builds(
+    lambda outputs, acts: Scores(
+        dict(zip(MEDIA_NAMES, outputs, strict=True)),
+        {act: (share + 1e-6) / (sum(acts) + 1e-6 * len(ACTS)) for act, share in zip(ACTS, acts, strict=True)},
+    ),
+    st.lists(st.floats(0, 1), min_size=len(MEDIA_NAMES), max_size=len(MEDIA_NAMES)),
+    st.lists(st.floats(0, 1), min_size=len(ACTS), max_size=len(ACTS)),
+)
+
+
+class Says:
+    """A router that read something, right or wrong: what a model may come to."""
+
+    name = "says"
+
+    def __init__(self, scores: Scores) -> None:
+        self.scores = scores
+
+    def score(self, request: Request, media: Sequence[str]) -> Scores:
+        return self.scores
+
+
 @settings(max_examples=10_000 if os.environ.get("SYNESTHETE_NIGHTLY") else 300, deadline=None)
-@given(st.one_of(st.text(max_size=200), WORDS), st.lists(st.sampled_from(MEDIA_NAMES), max_size=3), HISTORY)
+@given(
+    st.one_of(st.text(max_size=200), WORDS),
+    st.lists(st.sampled_from(MEDIA_NAMES), max_size=3),
+    HISTORY,
+    st.one_of(st.just(RuleRouter()), st.builds(Says, ANY_SCORES)),
+)
 def test_anything_gives_a_valid_plan_a_question_or_words(
-    prompt: str, uploads: list[str], history: list[tuple[str, str]]
+    prompt: str, uploads: list[str], history: list[tuple[str, str]], router: Router
 ) -> None:
+    """Whatever is asked, and whatever the reader of requests makes of it."""
     request = Request.of(prompt, uploads, history)
-    found = Controller(REGISTRY, RuleRouter(), lambda pipeline: 1.0).answer(request)
+    found = Controller(REGISTRY, router, lambda pipeline: 1.0).answer(request)
     assert found.act in ACTS
     if found.plan is not None:
         check(found.plan, REGISTRY, request.available)
