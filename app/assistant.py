@@ -11,6 +11,7 @@ from app.controller.endpoint import Endpoint, EndpointRouter
 from app.controller.executor import Done, StepEvent, execute
 from app.controller.plan import ARTIFACT, UPLOAD, Plan
 from app.controller.planner import Answer, Controller
+from app.controller.recall import characters, messages, tokens
 from app.controller.routers import LanguageModelRouter, Router, RuleRouter
 from app.studio import Studio, reporting
 from models.errors import Cancelled, UserError
@@ -19,6 +20,7 @@ from pipelines.media import Artifact
 
 LANGUAGE_MODEL, READER = "language-model", "request-reader"
 MAX_REPLY_TOKENS = 200
+ENDPOINT_CHARACTERS = 8000  # of a chat: some 2000 tokens, half of what the smallest servers take
 MANNER = "You are the assistant of a studio that makes pictures. Answer in a few plain sentences."
 
 
@@ -82,15 +84,15 @@ class Assistant:
                 yield event
 
     def reply(self, conversation: Conversation, prompt: str, cancelled: threading.Event | None = None) -> Iterator[str]:
-        """Words in answer to ``prompt``, piece by piece.
+        """Words in answer to ``prompt``, piece by piece, in view of the latest of what was said, as far as it fits.
 
         Raises :class:`UserError` if there is no language model here or it fails, :class:`Cancelled` when told to stop.
         """
         stop = cancelled or threading.Event()
-        messages = [{"role": "system", "content": MANNER}, {"role": "user", "content": prompt}]
         with reporting():
             if self.endpoint is not None:
-                for piece in self.endpoint.reply(messages):
+                chat = messages(MANNER, conversation.said, prompt, characters, ENDPOINT_CHARACTERS)
+                for piece in self.endpoint.reply(chat):
                     if stop.is_set():
                         raise Cancelled
                     yield piece
@@ -101,7 +103,9 @@ class Assistant:
                     "Fetch it with 'python -m app models fetch language-model'.",
                 )
             with self.studio.manager.lease(LANGUAGE_MODEL) as model:
-                yield from model.reply(messages, MAX_REPLY_TOKENS, stop.is_set)
+                longest = min(MAX_REPLY_TOKENS, model.context // 2)
+                chat = messages(MANNER, conversation.said, prompt, tokens(model), model.context - longest)
+                yield from model.reply(chat, longest, stop.is_set)
             if stop.is_set():
                 raise Cancelled
 

@@ -20,7 +20,6 @@ from app.controller.plan import Plan, PlanError, Step
 from app.controller.planner import Choice
 from app.studio import Studio
 from app.ui.api import ask_endpoint
-from app.ui.ask_markup import conversation
 from app.ui.ask_tab import AskTab
 from app.ui.host import COSTLY_SECONDS, MAX_ATTACHMENTS, Host
 from app.ui.plan_editor import Slot, changed_plan
@@ -31,6 +30,7 @@ from models.manager import ModelManager
 from pipelines.base import Pipeline, Registry
 from pipelines.media import Audio, Image
 from tests.browser.tiny_server import Listen
+from tests.talks import ask, finish, page_of
 from tests.tiny import Blend, Hum, Paint
 
 
@@ -56,25 +56,6 @@ def photo(tmp_path: Path) -> str:
     path = tmp_path / "<b>photo<b>.png"
     Image(np.full((8, 8, 3), 90, np.uint8)).save(path)
     return str(path)
-
-
-def ask(host: Host, talk: Talk, prompt: str, *files: str) -> Turn:
-    host.take(talk, prompt, files)
-    return finish(host, talk)
-
-
-def finish(host: Host, talk: Talk) -> Turn:
-    """Run what is to do, with a costly plan agreed to."""
-    turn = talk.turns[-1]
-    if turn.stage == "proposed":
-        host.go(talk, turn.number)
-    assert all(isinstance(notable, bool) for notable in host.run(talk))
-    assert not talk.busy
-    return turn
-
-
-def page_of(host: Host, talk: Talk) -> str:
-    return conversation(talk, {pipeline.name: pipeline for pipeline in host.studio.registry}, host.examples)
 
 
 def test_a_request_is_made_numbered_and_told(host: Host) -> None:

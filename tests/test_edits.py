@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from app.settings import Settings
 from app.studio import Saved, Studio
-from app.ui import EDIT, build, build_panels
+from app.ui import build
+from app.ui.panels import EDIT, Panels
 from pipelines.base import Pipeline, Registry
 from pipelines.edits import EDITS
 from pipelines.media import Audio, Image, load_artifact
@@ -59,12 +60,12 @@ def test_edits_share_one_tab_of_the_page_and_keep_their_endpoints(
     tiny_settings: Settings, tiny_registry: Registry, tiny_studio: Studio
 ) -> None:
     studio = Studio(tiny_settings, Registry([*tiny_registry, *REGISTRY]), tiny_studio.manager)
-    with gr.Blocks():
-        panels, places = build_panels(studio)
-    assert set(panels) == set(places) == {pipeline.name for pipeline in studio.registry}
-    systems = next(iter(places["tiny-paint"]))
+    with gr.Blocks(), gr.Tabs() as rooms, gr.Tab("Studio", id="studio"):
+        places = Panels(studio, rooms).places
+    assert set(places) == {pipeline.name for pipeline in studio.registry}
+    _, systems = places["tiny-paint"]
     assert [place[systems] for place in places.values()].count(EDIT) == len(EDITS)
-    assert list(places["audio-gain"].values()) == [EDIT, "audio", "audio-gain"]
+    assert list(places["audio-gain"].values()) == ["studio", EDIT, "audio", "audio-gain"]
     names = {dependency["api_name"] for dependency in build(studio).get_config_file()["dependencies"]}
     assert {f"generate_{edit.name.replace('-', '_')}" for edit in REGISTRY} <= names
 

@@ -1,6 +1,7 @@
 """What was attached and made in one conversation: a graph of artifacts, and which of them is talked about (section 7).
 
-The state is this graph, never the chat's text. Nothing is deleted: "undo" only takes something out of focus.
+The state is this graph, never the chat's text. Nothing is deleted: "undo" only takes something out of focus. The text
+is kept beside it for whoever answers in words.
 """
 
 from __future__ import annotations
@@ -16,14 +17,23 @@ from pipelines.media import Artifact
 MAX_ITEMS = 200
 
 
+@dataclass(frozen=True)
+class Exchange:
+    """What the person said, and what they were told."""
+
+    asked: str
+    answered: str
+
+
 @dataclass
 class Conversation:
     """``items``: oldest first, ``@1`` is the first; ``hashes``: number to content hash, by which the gallery knows it;
-    ``focus``: numbers, the one most talked about first."""
+    ``focus``: numbers, the one most talked about first; ``said``: oldest first."""
 
     items: list[Item] = field(default_factory=list)
     hashes: dict[int, str] = field(default_factory=dict)
     focus: list[int] = field(default_factory=list)
+    said: list[Exchange] = field(default_factory=list)
 
     def request(self, prompt: str, uploads: Sequence[Artifact] = ()) -> Request:
         """``prompt`` with ``uploads`` over all that is here. Raises :class:`UserError` as :func:`normalised`."""
@@ -61,7 +71,8 @@ class Conversation:
         return next((item for item in self.items if self.focus and item.number == self.focus[0]), None)
 
     def _add(self, medium: str, content_hash: str, title: str, recipe: Step | None, brought: bool = False) -> Item:
-        item = Item(len(self.items) + 1, medium, title, recipe, brought)
+        number = self.items[-1].number + 1 if self.items else 1  # some may be missing after a reload
+        item = Item(number, medium, title, recipe, brought)
         self.items.append(item)
         self.hashes[item.number] = content_hash
         self.focus.insert(0, item.number)

@@ -29,7 +29,10 @@ def conversation(talk: Talk, pipelines: dict[str, Pipeline], examples: Sequence[
     turns = "".join(_turn(turn, talk, pipelines) for turn in talk.turns)
     # The log is there from the start, and first: a screen reader tells what is added to it.
     log = f'<div class="turns" role="log" aria-label="Conversation">{turns}</div>'
-    return log if talk.turns else log + _welcome(examples)
+    if not talk.turns:
+        return log + _welcome(examples)
+    notice = f'<p class="notice" role="status">{escape(talk.notice)}</p>' if talk.notice else ""
+    return f'{log}{notice}<div class="leaving">{_button("anew", "", "New conversation", "tool")}</div>'
 
 
 def _welcome(examples: Sequence[str]) -> str:

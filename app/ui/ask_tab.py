@@ -12,6 +12,7 @@ from app.assistant import Assistant
 from app.studio import InternalError, Studio, reporting
 from app.ui import ask_markup
 from app.ui.host import Host
+from app.ui.kept import kept, restored
 from app.ui.notices import LIGHT, telling
 from app.ui.plan_editor import COME_INTO_VIEW, QUICK, PlanEditor
 from app.ui.talk import Talk
@@ -48,6 +49,14 @@ LIGHT_UP = """() => {
 }"""
 LEAVE = """() => document.querySelector(".lightbox button.leave")?.click()"""
 
+# A browser's tab keeps its own conversation: two tabs are two conversations, and a new one begins empty.
+KEEP = """(kept) => { try { sessionStorage.setItem("synesthete-talk", kept); } catch { /* full, or forbidden */ } }"""
+RECALL = """(talk) => {
+  let kept = null;
+  try { kept = sessionStorage.getItem("synesthete-talk"); } catch { /* forbidden */ }
+  return [talk, kept ?? ""];
+}"""
+
 
 class AskTab:
     """The conversation, the composer below it, and what opens over it, made where it is constructed in a Blocks."""
@@ -76,13 +85,14 @@ class AskTab:
         with gr.Column(visible=False, elem_classes=["lightbox"]) as self._lightbox:
             self._leave = gr.Button("Close", size="sm", min_width=0, elem_classes=["leave"])
             self.viewer = Viewer(studio, "Object")
+        self._kept = gr.Textbox("", visible=False)
         self._connect()
 
     def _shown(self, talk: Talk) -> str:
         return ask_markup.conversation(talk, self._pipelines, self._host.examples)
 
     def _connect(self) -> None:
-        answered = [self.log, self._said, self._box]
+        answered = [self.log, self._said, self._box, self._kept]
         begun = [
             self._box.submit(self._on_submit, [self._talk, self._box], answered, **LIGHT),
             self.log.say(self._on_say, [self._talk], answered, **LIGHT),
@@ -94,13 +104,15 @@ class AskTab:
             run = dependency.then(
                 self._run,
                 [self._talk],
-                [self.log, self._box],
+                [self.log, self._box, self._kept],
                 concurrency_id=ASK_LANE,
                 concurrency_limit=TALKS_AT_ONCE,
                 show_progress="hidden",
                 api_visibility="private",
             )
             run.failure(self._on_turned_away, [self._talk], answered, **LIGHT)
+        self._kept.change(None, [self._kept], js=KEEP, api_visibility="private")
+        self.log.anew(self._on_anew, [self._talk], [*answered, self._editor.editing], **QUICK)
         self._box.stop(self._on_stop, [self._talk], answered, **LIGHT)
         adjusting = self.log.adjust(telling(self._on_adjust), [self._talk], [self._editor.editing], **QUICK)
         adjusting.then(None, js=COME_INTO_VIEW, api_visibility="private")
@@ -109,9 +121,25 @@ class AskTab:
         self.viewer.stage.remix(None, js=LEAVE, api_visibility="private")
         self._leave.click(self._on_leave, None, [self._lightbox, *self.viewer.outputs], **LIGHT)
 
-    def name_the_box(self, page: gr.Blocks, tab: gr.Tab) -> None:
-        """Have it done whenever the box is drawn anew."""
+    def begin(self, page: gr.Blocks, tab: gr.Tab) -> None:
+        """Have the conversation restored when the page is loaded, and the box named whenever it is drawn anew."""
         gr.on([page.load, tab.select], None, js=NAME_THE_BOX, api_visibility="private")
+        there = [self._talk, self.log, self._said, self._box, self._kept]
+        page.load(self._on_load, [self._talk, self._kept], there, js=RECALL, **LIGHT)
+
+    def _on_load(self, talk: Talk, text: str | None) -> Any:
+        """What the browser kept, as a talk again; somebody may have begun another by now."""
+        if talk.turns or not text:
+            return gr.skip()
+        try:
+            with reporting():
+                talk = restored(text, self._host)
+        except (UserError, InternalError) as error:
+            return {self._said: ask_markup.complaint(error)}
+        return {self._talk: talk} | self._look(talk)
+
+    def _on_anew(self, talk: Talk) -> Updates:
+        return {self._editor.editing: None} | self._answered(talk, lambda: self._host.begin_anew(talk))
 
     def _on_submit(self, talk: Talk, box: dict[str, Any]) -> Updates:
         words, files = box["text"], box["files"]
@@ -147,7 +175,12 @@ class AskTab:
         return self._look(talk) | ({self._box: self._composer(talk, {"text": "", "files": []})} if empties else {})
 
     def _look(self, talk: Talk) -> Updates:
-        return {self.log: self._shown(talk), self._said: "", self._box: self._composer(talk)}
+        return {
+            self.log: self._shown(talk),
+            self._said: "",
+            self._box: self._composer(talk),
+            self._kept: kept(talk),
+        }
 
     def _composer(self, talk: Talk, value: Any = None) -> gr.MultimodalTextbox:
         """Send, or Stop while something is made; its words stay unless there is a ``value``."""
@@ -161,8 +194,8 @@ class AskTab:
             now = time.monotonic()
             if notable or now - last >= SECONDS_BETWEEN_LOOKS:
                 last = now
-                yield {self.log: self._shown(talk)}
-        yield {self.log: self._shown(talk), self._box: self._composer(talk)}
+                yield {self.log: self._shown(talk)} | ({self._kept: kept(talk)} if notable else {})
+        yield {self.log: self._shown(talk), self._box: self._composer(talk), self._kept: kept(talk)}
 
     def _on_adjust(self, talk: Talk, event: gr.EventData) -> Any:
         return self._editor.open(talk, int(event.entry))

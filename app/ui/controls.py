@@ -81,6 +81,7 @@ def control_for(name: str, field: FieldInfo) -> Component:
         "value": shown(field, default),
         "label": label_of(name, field),
         "info": field.description,
+        "interactive": True,  # Gradio does not see by itself what a render listens to
         "elem_classes": ["control"],
     }
     if get_origin(taken.kind) is Literal:

@@ -21,12 +21,13 @@ class GalleryTab:
 
     def __init__(self, studio: Studio) -> None:
         self._studio = studio
-        made = {route.output for pipeline in studio.registry for route in pipeline.routes}
+        made = dict.fromkeys(route.output for pipeline in studio.registry for route in pipeline.routes)
+        kinds = [kind for kind in dict.fromkeys([*WORDS, *made]) if kind in made]
         self._shown = gr.State(PAGE)
         with gr.Row(elem_classes=["filters"]):
             self._search = gr.Textbox("", label="Search", placeholder="Words of a prompt", scale=2, min_width=220)
             self._medium = gr.Radio(
-                [("all", ""), *((word.lower(), medium) for medium, word in WORDS.items() if medium in made)],
+                [("all", ""), *((WORDS.get(kind, kind).lower(), kind) for kind in kinds)],
                 value="",
                 label="Kind",
                 scale=3,

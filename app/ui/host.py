@@ -13,10 +13,12 @@ from app.assistant import Assistant
 from app.controller.executor import Done, Failed, Running, Skipped, Started, StepEvent
 from app.controller.plan import ARTIFACT, TEXT, UPLOAD, Plan, Step, check
 from app.controller.planner import Answer, Choice
+from app.library import Entry
 from app.studio import InternalError, reporting
-from app.ui.replies import instead_of_words, named
+from app.ui.replies import exchange, instead_of_words, named
 from app.ui.talk import NAMES, WORDS_SHOWN, Piece, StepState, Talk, Turn, attached, replaced
 from models.errors import Cancelled, UserError
+from pipelines.base import Registry
 from pipelines.media import Artifact, Text, load_artifact
 
 COSTLY_SECONDS = 5.0  # above this a plan is shown before it runs
@@ -93,7 +95,7 @@ class Host:
         turn = talk.turn(number)
         if turn.stage != "proposed":
             turn = talk.add(turn.prompt)
-        turn.plan, turn.steps, turn.changed = plan, [self._state(step) for step in plan.steps], True
+        turn.plan, turn.steps, turn.changed = plan, [self.state(step) for step in plan.steps], True
         turn.stage, talk.todo = "running", turn
 
     def check(self, talk: Talk, plan: Plan) -> None:
@@ -101,6 +103,11 @@ class Host:
         if not plan.steps:
             raise UserError("There is no step left in the plan.", "Close it, or keep at least one step.")
         check(plan, self.studio.registry, talk.conversation.request("").available)
+
+    def begin_anew(self, talk: Talk) -> None:
+        """Forget the talk; what was made in it stays in the gallery."""
+        _only_one(talk)
+        talk.clear()
 
     def stop(self, talk: Talk) -> None:
         if talk.todo is not None:
@@ -152,6 +159,7 @@ class Host:
 
     def _write(self, talk: Talk, turn: Turn, cancelled: threading.Event) -> Iterator[bool]:
         """Answer in words, as far as something here can."""
+        talk.conversation.said = [exchange(earlier) for earlier in talk.turns[:-1]]
         try:
             for words in self.assistant.reply(talk.conversation, turn.prompt, cancelled):
                 turn.sentence += words
@@ -172,7 +180,7 @@ class Host:
             case Done(saved=saved, cached=cached, seconds=seconds):
                 items = talk.conversation.items[-len(saved) :]
                 state.pieces = [
-                    Piece(item.number, item.medium, _words_of(item.title, state), one.entry, words=_text(one.artifact))
+                    piece_of(item.number, item.title, item.recipe, one.entry, one.artifact, self.studio.registry)
                     for item, one in zip(items, saved, strict=True)
                 ]
                 talk.pieces |= {piece.number: piece for piece in state.pieces}
@@ -193,7 +201,7 @@ class Host:
         if answer.plan is not None:
             places = {f"{UPLOAD}{place}": f"{ARTIFACT}{piece.number}" for place, piece in enumerate(about, 1)}
             turn.plan = replaced(answer.plan, places)
-            turn.steps = [self._state(step) for step in turn.plan.steps]
+            turn.steps = [self.state(step) for step in turn.plan.steps]
             turn.stage = "proposed" if turn.to_fetch or turn.expected > COSTLY_SECONDS else "running"
         elif answer.act == "undo" and not answer.sentence:
             item = talk.conversation.undo()
@@ -211,7 +219,8 @@ class Host:
         turn.shown = [talk.pieces[numbers[0]]]
         turn.sentence = f"This is {named(turn.shown[0])}. What comes next is about it."
 
-    def _state(self, step: Step) -> StepState:
+    def state(self, step: Step) -> StepState:
+        """The step before it runs, with what it is going to take."""
         pipeline = self.studio.registry.get(step.op)
         specs = self.studio.manager.specs
         to_fetch = tuple(key for key in pipeline.models if key in specs and specs[key].source.missing())
@@ -227,13 +236,16 @@ class Host:
         return self.studio.durations.expected(pipeline.name, effort) or self.studio.seconds(pipeline)
 
 
-def _text(artifact: Artifact) -> str:
-    return artifact.text[:WORDS_SHOWN] if isinstance(artifact, Text) else ""
+def piece_of(
+    number: int, title: str, recipe: Step | None, entry: Entry, artifact: Artifact | None, registry: Registry
+) -> Piece:
+    """The piece of something that ``recipe`` made; ``artifact``: for a text, so that its words can be shown.
 
-
-def _words_of(title: str, state: StepState) -> str:
-    """A title, but for that of something made of files only, which is the pipeline's own."""
-    return "" if title == state.title else title
+    What is made of files only is called like its pipeline, which says nothing.
+    """
+    own = any(pipeline.title == title for pipeline in registry if recipe and pipeline.name == recipe.op)
+    words = artifact.text[:WORDS_SHOWN] if isinstance(artifact, Text) else ""
+    return Piece(number, entry.medium, "" if own else title, entry, words=words)
 
 
 def _only_one(talk: Talk) -> None:

@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from gradio.components import Component
@@ -42,19 +43,20 @@ def labels_of(media: Sequence[str]) -> list[str]:
 
 def component_for(medium: str, label: str) -> Component:
     """A component that holds a text, or the path of an attached file."""
+    common: dict[str, Any] = {"label": label, "interactive": True}
     match medium:
         case "text":
             # One line to begin with, because Enter then submits; Shift and Enter begin another.
-            return gr.Textbox(label=label, placeholder="A few words", lines=1, max_lines=8, elem_classes=["prompt"])
+            return gr.Textbox(placeholder="A few words", lines=1, max_lines=8, elem_classes=["prompt"], **common)
         case "image":
-            return gr.Image(label=label, type="filepath", format="png", height=240)
+            return gr.Image(type="filepath", format="png", height=240, **common)
         case "audio":
-            return gr.Audio(label=label, type="filepath", format="wav")
+            return gr.Audio(type="filepath", format="wav", **common)
         case "video":
-            return gr.Video(label=label, height=240)
+            return gr.Video(height=240, **common)
         case "mesh":
-            return gr.Model3D(label=label, height=240)
-    return gr.File(label=label, file_types=list(BrainScan.suffixes) if medium == BrainScan.medium else None)
+            return gr.Model3D(height=240, **common)
+    return gr.File(file_types=list(BrainScan.suffixes) if medium == BrainScan.medium else None, **common)
 
 
 def artifact_of(medium: str, value: object, label: str) -> Artifact:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from app.controller.conversation import Exchange
 from app.ui.talk import NAMES, Piece, StepState, Turn
 from models.errors import UserError
 from pipelines.base import Registry
@@ -31,6 +32,13 @@ def reply(turn: Turn) -> str:
     if failed:
         parts.append(_failure(failed, bool(made)))
     return " ".join(parts)
+
+
+def exchange(turn: Turn) -> Exchange:
+    """The turn as a language model is told of it: words, and what was attached or made by its name."""
+    brought = f" (with {listed(turn.brought)})" if turn.brought else ""
+    made = f"Made: {listed(turn.pieces)}." if turn.pieces else "Nothing was made."
+    return Exchange(turn.prompt + brought, made if turn.plan else turn.sentence)
 
 
 def listed(pieces: Sequence[Piece]) -> str:

@@ -66,6 +66,7 @@ class PipelinePanel:
             [(" and ".join(f"a {name.lower()}" for name in labels_of(way)), i) for i, way in enumerate(self._ways)],
             value=0,
             label="Made from",
+            interactive=True,
             visible=len(self._ways) > 1,
         )
         self._groups: list[gr.Column] = []
@@ -84,9 +85,11 @@ class PipelinePanel:
         self._controls = build_controls(self.pipeline.params_type)
         uses_chance = not self.pipeline.is_edit
         with gr.Row(elem_classes=["seed"], visible=uses_chance):
-            self._seed = gr.Number(0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, min_width=120, scale=1)
+            self._seed = gr.Number(
+                0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, interactive=True, min_width=120, scale=1
+            )
             self._dice = gr.Button("Roll", size="sm", min_width=72, scale=0, elem_classes=["dice"])
-        self._roll = gr.Checkbox(uses_chance, label="New seed each time", visible=uses_chance)
+        self._roll = gr.Checkbox(uses_chance, label="New seed each time", interactive=True, visible=uses_chance)
 
     def _build_examples(self) -> None:
         if not self.pipeline.examples:

@@ -117,13 +117,16 @@ class Turn:
 
 @dataclass
 class Talk:
-    """``pieces``: by number; ``todo``: the turn that is going to run; ``cancelled``: set to stop the one that runs."""
+    """``pieces``: by number; ``todo``: the turn that is going to run; ``cancelled``: set to stop the one that runs;
+    ``notice``: what the person should know of all of it.
+    """
 
     conversation: Conversation = field(default_factory=Conversation)
     turns: list[Turn] = field(default_factory=list)
     pieces: dict[int, Piece] = field(default_factory=dict)
     todo: Turn | None = None
     cancelled: threading.Event | None = None
+    notice: str = ""
 
     @property
     def busy(self) -> bool:
@@ -134,6 +137,10 @@ class Talk:
         turn = Turn(len(self.turns) + 1, prompt, brought or [])
         self.turns.append(turn)
         return turn
+
+    def clear(self) -> None:
+        """Begin anew."""
+        self.conversation, self.turns, self.pieces, self.notice = Conversation(), [], {}, ""
 
     def turn(self, number: int) -> Turn:
         """Raises ``KeyError`` if there is none."""

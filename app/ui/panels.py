@@ -1,0 +1,91 @@
+"""The Studio tab: a tab for each pipeline, and one for all edits. A panel is made when its tab is first looked at.
+
+With every panel in it from the start, the page would take twice as long to open.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gradio as gr
+
+from app.studio import Studio
+from app.ui.inputs import WORDS
+from app.ui.notices import LIGHT, telling
+from app.ui.studio_tab import PipelinePanel
+from models.errors import UserError
+from pipelines.base import Pipeline
+
+EDIT = "edit"
+Selection = dict[gr.Tabs, str]  # which tab is open in each row of tabs
+
+# Gradio mounts what is in a tab when the tab is first looked at, and never takes it out again.
+SAY_THAT_IT_IS_SEEN = 'trigger("select")'
+TO_TOP = """() => { window.scrollTo({ top: 0, behavior: "smooth" }); }"""
+
+
+class Panels:
+    """The tabs, made where it is constructed in a Blocks, and the way from a result back into its panel.
+
+    ``places``: what to select to see a pipeline's panel, by the pipeline's name; ``rooms``: the page's outermost tabs,
+    of which this stands in the one called "studio".
+    """
+
+    def __init__(self, studio: Studio, rooms: gr.Tabs) -> None:
+        self._studio = studio
+        self.places: dict[str, Selection] = {}
+        # Unseen, one in each tab. It says when the tab is looked at, and holds the id of the entry to be remixed there.
+        self._heralds: dict[str, gr.HTML] = {}
+        edits = [pipeline for pipeline in studio.registry if pipeline.is_edit]
+        with _pills() as systems:
+            above = {rooms: "studio"}
+            for pipeline in studio.registry:
+                if not pipeline.is_edit:
+                    self._tab(pipeline, systems, above)
+            if edits:
+                with gr.Tab("Edit", id=EDIT), _pills() as media:
+                    for medium in dict.fromkeys(edit.routes[0].output for edit in edits):
+                        with gr.Tab(WORDS.get(medium, medium.capitalize()), id=medium), _pills() as tabs:
+                            for edit in edits:
+                                if edit.routes[0].output == medium:
+                                    self._tab(edit, tabs, above | {systems: EDIT, media: medium})
+
+    def connect_remix(self, stage: gr.HTML) -> None:
+        """Have the stage's Remix open the panel of what it shows, filled as it was when that was made."""
+        tabs = dict.fromkeys(tabs for place in self.places.values() for tabs in place)
+        opened = stage.remix(telling(self._remix), outputs=[*tabs, *self._heralds.values()], **LIGHT)
+        opened.then(None, js=TO_TOP, api_visibility="private")
+
+    def _tab(self, pipeline: Pipeline, tabs: gr.Tabs, above: Selection) -> None:
+        self.places[pipeline.name] = above | {tabs: pipeline.name}
+        with gr.Tab(pipeline.title, id=pipeline.name):
+            herald = gr.HTML("", js_on_load=SAY_THAT_IT_IS_SEEN, apply_default_css=False, elem_classes=["herald"])
+            self._heralds[pipeline.name] = herald
+            drawn = gr.render(triggers=[herald.select], queue=False, show_progress="hidden")
+            drawn(lambda: self._draw(pipeline, herald))
+
+    def _draw(self, pipeline: Pipeline, herald: gr.HTML) -> None:
+        panel = PipelinePanel(self._studio, pipeline)
+        # With no triggers given: now, and whenever the herald changes.
+        gr.on(None, telling(lambda wish: self._filled(panel, wish)), [herald], panel.fillable(), **LIGHT)
+        self.connect_remix(panel.viewer.stage)
+
+    def _filled(self, panel: PipelinePanel, wish: str) -> Any:
+        """The updates that put into ``panel`` what the entry was made from that its herald names, if it does."""
+        if not wish:
+            return gr.skip()
+        _, inputs, params = self._studio.remix(wish.split()[0])
+        return panel.filled(inputs, params)
+
+    def _remix(self, event: gr.EventData) -> dict[Any, Any]:
+        name, _, _ = self._studio.remix(event.entry)
+        if name not in self.places:
+            raise UserError(f"This was made by '{name}', which is not installed.", "Install it to remix this.")
+        shown = {tabs: gr.Tabs(selected=chosen) for tabs, chosen in self.places[name].items()}
+        # The time makes the same wish a new one, without which nothing would change.
+        return shown | {self._heralds[name]: f"{event.entry} {time.monotonic_ns()}"}
+
+
+def _pills() -> gr.Tabs:
+    return gr.Tabs(elem_classes=["systems"], overflow_behavior="wrap")
