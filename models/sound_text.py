@@ -1,0 +1,70 @@
+"""CLAP-lite: sounds and sentences as unit vectors of one space, near each other where they mean the same.
+
+Sounds go through transformers' CLAP audio tower (HTSAT) over our mel; sentences come as embeddings of the frozen text
+encoder, so that words never heard in training land near those that were, and go through two layers.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import ClapAudioConfig, ClapAudioModelWithProjection
+
+from models.mel import MelConfig, load_mel_config
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+SENTENCE_WIDTH = 384
+
+
+class SoundText(nn.Module):
+    """A space of ``config.projection_dim`` dimensions. ``frames``: the most frames that a sound may have."""
+
+    def __init__(self, config: ClapAudioConfig, mel: MelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.mel = mel
+        self.frames = config.spec_size * (config.spec_size // config.num_mel_bins)
+        self.audio = ClapAudioModelWithProjection(config)
+        self.text = nn.Sequential(nn.Linear(SENTENCE_WIDTH, 512), nn.GELU(), nn.Linear(512, config.projection_dim))
+        self.log_scale = nn.Parameter(torch.tensor(2.66))  # CLIP's temperature of 0.07 to begin with
+
+    def embed_sounds(self, mels: Tensor) -> Tensor:
+        """Standardised log-mels (B, F, M) with F = ``frames`` -> unit vectors (B, D) float32.
+
+        Raises :class:`ValueError` for other shapes: a shorter sound would be stretched, so it is padded beforehand.
+        """
+        if mels.ndim != 3 or mels.shape[1:] != (self.frames, self.mel.bands):
+            raise ValueError(f"expected (B, {self.frames}, {self.mel.bands}), not {tuple(mels.shape)}")
+        return F.normalize(self.audio(input_features=mels[:, None]).audio_embeds.float(), dim=-1)
+
+    def embed_sentences(self, sentence_embeddings: Tensor) -> Tensor:
+        """Unit vectors of the text encoder (B, 384) -> unit vectors (B, D) float32."""
+        return F.normalize(cast(Tensor, self.text(sentence_embeddings)).float(), dim=-1)
+
+    @property
+    def scale(self) -> Tensor:
+        """What cosines are multiplied by before a softmax: at most 100, as in CLIP."""
+        return self.log_scale.exp().clamp(max=100)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """``config.json``, ``mel.json`` and ``model.safetensors`` in float16."""
+        folder.mkdir(parents=True, exist_ok=True)
+        self.config.to_json_file(folder / CONFIG)
+        self.mel.save(folder)
+        values = {name: value.contiguous() for name, value in self.state_dict().items()}
+        halves = {name: value.half() if value.is_floating_point() else value for name, value in values.items()}
+        save_file(halves, folder / WEIGHTS)
+
+
+def load_sound_text(folder: Path) -> SoundText:
+    """A folder as :meth:`SoundText.save_pretrained` writes it; float32 on the CPU."""
+    config = ClapAudioConfig.from_dict(json.loads((folder / CONFIG).read_text()))
+    model = SoundText(config, load_mel_config(folder))
+    model.load_state_dict(load_file(folder / WEIGHTS))
+    return model.eval()
