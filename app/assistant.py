@@ -11,6 +11,7 @@ from app.controller.endpoint import Endpoint, EndpointRouter
 from app.controller.executor import Done, StepEvent, execute
 from app.controller.plan import ARTIFACT, UPLOAD, Plan
 from app.controller.planner import Answer, Controller
+from app.controller.prototypes import PrototypeRouter
 from app.controller.recall import characters, messages, tokens
 from app.controller.routers import LanguageModelRouter, Router, RuleRouter
 from app.studio import Studio, reporting
@@ -18,7 +19,7 @@ from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from pipelines.media import Artifact
 
-LANGUAGE_MODEL, READER = "language-model", "request-reader"
+LANGUAGE_MODEL, READER, ENCODER = "language-model", "request-reader", "text-encoder"
 MAX_REPLY_TOKENS = 200
 ENDPOINT_CHARACTERS = 8000  # of a chat: some 2000 tokens, half of what the smallest servers take
 MANNER = "You are the assistant of a studio that makes pictures. Answer in a few plain sentences."
@@ -32,8 +33,11 @@ class Assistant:
         settings = studio.settings
         self.endpoint: Endpoint | None = None
         manager = studio.manager
+        # The prototypes are of the lite profile's sentence embeddings.
+        embeds = settings.profile == "lite" and ENCODER in manager.specs
+        untaught = PrototypeRouter(lambda: manager.lease(ENCODER)) if embeds else RuleRouter()
         router: Router = LanguageModelRouter(
-            lambda: manager.lease(READER), lambda: _is_missing(manager, READER), RuleRouter()
+            lambda: manager.lease(READER), lambda: _is_missing(manager, READER), untaught
         )
         if settings.language_model_url:
             self.endpoint = Endpoint(

@@ -1,9 +1,12 @@
 """How well requests are understood, over hand-written ones that no training saw (``benchmarks/data/controller.md``).
 
-    python -m benchmarks.controller [--rows rules prototypes ...] [--slices single chain ...]
+    python -m benchmarks.controller [--rows rules prototypes ...] [--count N] [--slices single chain ...]
 
 Every row answers the same requests over the same registry: the routes of all systems of the house plan, none of which
-runs. Intervals are 95 %: Wilson's for shares, and McNemar's exact test says whether a row differs from the default one.
+runs; it does so in a process of its own, whose memory is its own. Intervals are 95 %: Wilson's for shares, and
+McNemar's exact test says whether a row differs from the default one on the requests that both answered. ``--count``
+asks N of the requests, as many of each slice, because a row with a language model takes seconds a request. Rows that
+were measured before stay in the results; with ``--slices`` or ``--data`` figures are only printed.
 """
 
 from __future__ import annotations
@@ -11,25 +14,31 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
+import re
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 
 from app.controller.plan import Plan, PlanError, check, medium_of
-from app.controller.planner import Answer, Controller, Router
-from app.controller.request import ACTS, Request
-from app.controller.routers import RuleRouter
-from app.controller.rules import SURE, Scores
-from benchmarks.report import save
+from app.controller.planner import Answer, Controller
+from app.controller.request import Request
+from app.controller.routers import Router
+from benchmarks.controller_rows import ROWS
+from benchmarks.report import RESULTS, save
+from models.errors import UserError
 from pipelines.base import Params, Pipeline, Registry, Route, installed_registry
 
 DATA = Path(__file__).parent / "data" / "controller.jsonl"
-Z = 1.96
+DEFAULT = "head"  # what is shipped, and what the others are compared with
+Z, BINS = 1.96, 10
 ROUTES = {
     "crossflow": (("text", "image"),),
     "v2a": (("image", "audio"), ("video", "audio")),
@@ -55,19 +64,6 @@ class Row:
     refers: bool | None
     seconds: float
     confidence: float
-
-
-class Majority:
-    """Always the commonest answer: a new picture."""
-
-    name = "majority"
-
-    def score(self, request: Request, media: Sequence[str]) -> Scores:
-        outputs = {medium: SURE if medium == "image" else 1 - SURE for medium in media}
-        return Scores(outputs, {act: SURE if act == "new" else 0.0 for act in ACTS})
-
-
-ROWS: dict[str, Callable[[], Router]] = {"majority": Majority, "rules": RuleRouter}
 
 
 def whole_registry() -> Registry:
@@ -102,8 +98,34 @@ def evaluate(router: Router, rows: Sequence[dict[str, Any]]) -> list[Row]:
         history = [(item["medium"], item["title"]) for item in row["history"]]
         started = time.perf_counter()
         answer = controller.answer(Request.of(row["prompt"], row["inputs"], history))
+        if answer.scores.note:  # another one read it: these would be no figures of this router
+            raise UserError(answer.scores.note)
         judged.append(judge(row, answer, time.perf_counter() - started))
     return judged
+
+
+def measured(name: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Row], float]:
+    """``rows`` answered by the router ``name``, and the most memory (MiB) that this process ever held (Linux)."""
+    judged = evaluate(ROWS[name](), rows)
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert peak
+    return judged, int(peak[1]) / 1024
+
+
+def in_own_process(name: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Row], float]:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measured, name, rows).result()
+
+
+def spread(rows: Sequence[dict[str, Any]], count: int) -> list[dict[str, Any]]:
+    """``count`` of the rows in their order, as many of each slice as it has; a smaller count's are among them."""
+    within: Counter[str] = Counter()
+    places = {}
+    for row in sorted(rows, key=lambda row: sha256(row["id"].encode()).digest()):
+        places[row["id"]] = within[row["slice"]]
+        within[row["slice"]] += 1
+    chosen = set(sorted(places, key=places.__getitem__)[:count])
+    return [row for row in rows if row["id"] in chosen]
 
 
 def summary(judged: Sequence[Row]) -> dict[str, Any]:
@@ -126,6 +148,13 @@ def summary(judged: Sequence[Row]) -> dict[str, Any]:
     }
 
 
+def calibration_error(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """How far confidence is from the share that is right, over ten equal bins of confidence (ECE, arXiv 1706.04599)."""
+    bins = np.minimum((np.array(confidence) * BINS).astype(int), BINS - 1)
+    gaps = [np.sum((np.array(confidence) - np.array(right, float))[bins == number]) for number in range(BINS)]
+    return float(np.abs(gaps).sum() / len(bins))
+
+
 def wilson(hits: float, count: int) -> tuple[float, float]:
     """The 95 % interval of a share."""
     p = hits / count
@@ -141,38 +170,68 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> float:
     return min(1.0, 2 * sum(math.comb(count, k) for k in range(least + 1)) / 2**count)
 
 
+def results_of(rows: Sequence[dict[str, Any]], judged: Sequence[Row], peak: float) -> dict[str, Any]:
+    """All that is kept of one row; ``wrong``: the requests whose outputs were not met."""
+    slices = {name: [j for j in judged if j.slice == name] for name in dict.fromkeys(row["slice"] for row in rows)}
+    times = [1000 * j.seconds for j in judged]
+    return {
+        "all": summary(judged),
+        "slices": {name: summary(members) for name, members in slices.items()},
+        "calibration_error": round(calibration_error([j.confidence for j in judged], [j.act for j in judged]), 3),
+        "milliseconds_p50": round(float(np.quantile(times, 0.5)), 1),
+        "milliseconds_p95": round(float(np.quantile(times, 0.95)), 1),
+        "peak_rss_mb": round(peak),
+        "wrong": [row["id"] for row, one in zip(rows, judged, strict=True) if not one.outputs],
+    }
+
+
+def compared(results: dict[str, Any], rows: Sequence[dict[str, Any]]) -> None:
+    """Put McNemar's p against :data:`DEFAULT` into every other row of ``results``, on what both were asked."""
+    for name, result in results.items():
+        if name != DEFAULT and DEFAULT in results:
+            pair = [result, results[DEFAULT]]
+            common = spread(rows, min(one["all"]["requests"] for one in pair))
+            first, second = ([row["id"] not in set(one["wrong"]) for row in common] for one in pair)
+            result["mcnemar_p"] = round(mcnemar(first, second), 5)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--count", type=int, help="ask only so many requests, spread evenly over the slices")
     parser.add_argument("--slices", nargs="+")
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--errors", action="store_true", help="print what is answered wrongly")
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in arguments.data.read_text(encoding="utf-8").splitlines()]
-    rows = [row for row in rows if not arguments.slices or row["slice"] in arguments.slices]
-    results, judged_rows = {}, {}
+    everything = [json.loads(line) for line in arguments.data.read_text(encoding="utf-8").splitlines()]
+    rows = [row for row in everything if not arguments.slices or row["slice"] in arguments.slices]
+    rows = spread(rows, arguments.count) if arguments.count else rows
+    path = RESULTS / "controller.json"
+    results = json.loads(path.read_text())["rows"] if path.exists() else {}
     for name in arguments.rows:
-        judged = judged_rows[name] = evaluate(ROWS[name](), rows)
-        slices = {s: summary([j for j in judged if j.slice == s]) for s in dict.fromkeys(row["slice"] for row in rows)}
-        times = np.array([j.seconds for j in judged])
-        results[name] = {
-            "all": summary(judged),
-            "slices": slices,
-            "milliseconds_p50": round(1000 * float(np.quantile(times, 0.5)), 1),
-            "milliseconds_p95": round(1000 * float(np.quantile(times, 0.95)), 1),
-            "rss_mb": round(psutil.Process().memory_info().rss / 2**20),
-        }
-        shown = {s: value["outputs"][0] for s, value in slices.items()}
-        print(name, results[name]["all"], shown, flush=True)
+        try:
+            judged, peak = in_own_process(name, rows)
+        except UserError as error:
+            print(f"{name} is left out: {error}", flush=True)
+            continue
+        results[name] = results_of(rows, judged, peak)
+        _show(name, results[name])
         if arguments.errors:
-            for row, one in zip(rows, judged, strict=True):
-                if not (one.outputs and one.act):
-                    print("  ", row["id"], row["act"], row["outputs"], "|", row["prompt"][:150])
-    last = arguments.rows[-1]
-    for name in arguments.rows[:-1]:
-        pair = ([j.outputs for j in judged_rows[name]], [j.outputs for j in judged_rows[last]])
-        results[name]["mcnemar_p"] = mcnemar(*pair)
-    save("controller", {"rows": results})
+            _show_errors(rows, judged)
+        if not arguments.slices and arguments.data == DATA:  # at once, because the next row may take long
+            compared(results, everything)
+            save("controller", {"rows": results})
+
+
+def _show(name: str, result: dict[str, Any]) -> None:
+    shown = {key: value for key, value in result.items() if key not in ("slices", "wrong")}
+    print(name, json.dumps(shown), {name: value["outputs"][0] for name, value in result["slices"].items()}, flush=True)
+
+
+def _show_errors(rows: Sequence[dict[str, Any]], judged: Sequence[Row]) -> None:
+    for row, one in zip(rows, judged, strict=True):
+        if not (one.outputs and one.act):
+            print("  ", row["id"], row["act"], row["outputs"], "|", row["prompt"][:150])
 
 
 def _declared(name: str, routes: Sequence[tuple[str | tuple[str, ...], str]]) -> Pipeline:

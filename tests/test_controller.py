@@ -262,6 +262,12 @@ def test_anything_gives_a_valid_plan_a_question_or_words(
         assert found.sentence or found.act in ("chat", "select", "undo")
 
 
+def test_a_reference_alone_selects_whatever_a_model_reads_in_it() -> None:
+    reader = Says(Scores(dict.fromkeys(MEDIA_NAMES, 0.9), {act: float(act == "new") for act in ACTS}))
+    found = Controller(REGISTRY, reader, lambda pipeline: 1.0).answer(Request.of("@1", history=CAT_DOG))
+    assert (found.act, found.focus, found.plan) == ("select", (1, 2), None)
+
+
 def test_ten_megabytes_are_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="longer than a million"):
         answer("draw a cat " * 1_000_000)

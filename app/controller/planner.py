@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -21,6 +22,7 @@ KNOWN_MEDIA = ("text", "image", "audio", "video", "mesh")
 WANTED = 0.5  # a medium is wanted from here on
 DOUBTFUL = 0.3  # and may be from here on: the question offers it
 MAX_AT_ONCE = 6
+REFERENCE = re.compile(r"[@#]\d{1,6}\W*")  # to an item of the conversation, and nothing else
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ class Controller:
         """Never raises for anything that a person can type, attach or refer to."""
         if not request.prompt:
             return self._no_words(request)
+        if request.history and REFERENCE.fullmatch(request.prompt):  # a pressed button, which nobody has to read
+            return self._select(request, Scores(dict.fromkeys(self.media, 1 - SURE), {"select": 1.0}))
         scores = self.router.score(request, self.media)
         answer = self._answered(request, scores, seed)
         return replace(answer, warnings=(*answer.warnings, scores.note)) if scores.note else answer

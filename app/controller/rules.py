@@ -47,8 +47,6 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, set[str], floa
     """The act, the media wanted, and how sure that is."""
     prompt = request.prompt
     parts = clauses(prompt)
-    if request.history and re.fullmatch(r"[@#]\d{1,6}\W*", prompt):
-        return "select", set(), SURE
     if is_noise(prompt) or not parts:
         return "ask", set(), SURE
     if request.history and PHRASES["undo"].match(prompt):
