@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from app.controller.lexicon import is_foreign
 from app.controller.request import Request
 from app.controller.routers import LanguageModelRouter, RuleRouter, as_read
 from app.controller.rules import rule_scores
@@ -69,3 +71,31 @@ def test_a_model_that_cannot_be_loaded_costs_no_answer() -> None:
     scores = router.score(DRAW, MEDIA)
     assert scores.outputs == rule_scores(DRAW, MEDIA).outputs
     assert "There is no room for 'request-reader'." in scores.note and "without the language model" in scores.note
+
+
+@pytest.mark.parametrize(
+    ("prompt", "foreign"),
+    [
+        ("draw a cat and make it blue", False),
+        ("a cat", False),
+        ("ein Bild von einer Katze", True),
+        ("je voudrais entendre la mer", True),
+        ("quiero un dibujo de un gato", True),
+        ("vorrei il suono della pioggia", True),
+        ("faz uma imagem do mar", True),
+        ("maak een geluid van de regen", True),
+        ("", False),
+    ],
+)
+def test_in_languages_that_the_model_was_not_made_for_rules_weigh_more(
+    model: LanguageModel, prompt: str, foreign: bool
+) -> None:
+    assert is_foreign(prompt) == foreign
+    request = Request.of(prompt or "?")
+    scores, ruled = router_of(model).score(request, MEDIA), rule_scores(request, MEDIA)
+    read = model.read(as_read(request))[0]
+    share = 0.5 if foreign else 0.25
+    expected = (1 - share) * math.log(read["image"] / (1 - read["image"])) + share * math.log(
+        ruled.outputs["image"] / (1 - ruled.outputs["image"])
+    )
+    assert math.log(scores.outputs["image"] / (1 - scores.outputs["image"])) == pytest.approx(expected, abs=1e-6)

@@ -32,7 +32,7 @@ from training.loop import STATE, Metrics, Schedule, train
 from training.publish import write_sums
 
 WEIGHTS = Path("assets/weights/controller-lite")
-SEED, BATCH, COUNT, MAX_TOKENS = 31, 32, 16_000, 512
+SEED, BATCH, COUNT, MAX_TOKENS = 31, 32, 20_000, 512
 UPPER_BLOCKS = 10
 RANK, ALPHA = 16, 32.0
 LABEL_WORDS = (
@@ -106,7 +106,7 @@ def request_loss(logits: Tensor, outputs: Tensor, acts: Tensor) -> tuple[Tensor,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1400)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--scoring", choices=["head", "labels"], default="head")
     arguments = parser.parse_args()
@@ -164,7 +164,7 @@ def main() -> None:
     adapter.save(folder)
     head.save(folder)
     write_sums(folder)
-    print(json.dumps(evaluate(arguments.steps)))
+    print(json.dumps({name: float(value) for name, value in evaluate(arguments.steps).items()}))
 
 
 def base_model() -> LanguageModel:

@@ -23,3 +23,10 @@ PERCEIVED = {medium: whole_words(text) for medium, text in _TABLES["perceived"].
 PHRASES = {name: whole_words(text) for name, text in _TABLES["phrases"].items()}
 ORDINALS = {int(number): whole_words(text) for number, text in _TABLES["ordinals"].items()}
 SCAFFOLD = {name: whole_words(text) for name, text in _TABLES["scaffold"].items()}
+FUNCTION_WORDS = {name: whole_words(text) for name, text in _TABLES["function_words"].items()}
+
+
+def is_foreign(text: str) -> bool:
+    """Whether ``text`` has more function words of our other languages in it than of English."""
+    english, others = (len(FUNCTION_WORDS[name].findall(text)) for name in ("english", "others"))
+    return others > english
