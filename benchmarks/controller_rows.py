@@ -263,12 +263,13 @@ def as_scores(act: str, outputs: Sequence[str], media: Sequence[str], sure: floa
 
 
 def fitted(scores: torch.Tensor, outputs: torch.Tensor, acts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale and bias (12,) of log-probabilities ``scores`` (N, 12) that make ``outputs`` and ``acts`` likeliest."""
+    """One scale (1,) and a bias for each label (12,) that make ``outputs`` and ``acts`` likeliest under the
+    log-probabilities ``scores`` (N, 12). A scale for each label fits the noise of the rare ones."""
     import torch
 
     from training.controller import request_loss
 
-    scale = torch.ones(scores.shape[1], requires_grad=True)
+    scale = torch.ones(1, requires_grad=True)
     bias = (-scores.mean(0)).requires_grad_(True)
     optimizer = torch.optim.LBFGS([scale, bias], max_iter=200, line_search_fn="strong_wolfe")
 

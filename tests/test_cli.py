@@ -24,6 +24,7 @@ from app.commands import progress_bar
 from app.settings import Settings
 from app.studio import Studio
 from app.target import Target, choose_route
+from models.catalog import catalog
 from models.errors import UserError
 from pipelines.base import Progress, Registry
 from pipelines.media import load_artifact
@@ -263,7 +264,7 @@ def test_verify_hashes_again_and_ends_with_2_if_something_changed(
     own = shutil.copytree(painter_folder, tmp_path / "own")
     local = json.dumps(json.loads(everything_local(painter_folder)) | {"autoencoder": str(own)})
     code, out, _ = run("models", "verify", "--local-weights", local)
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["ok"] * 4
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["ok"] * len(catalog("lite"))
     weights = own / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
     code, out, err = run("models", "verify", "--local-weights", local, "--json")
@@ -305,7 +306,7 @@ def test_free_says_where_no_app_answers(run: Run) -> None:
 
 
 def everything_local(folder: Path) -> str:
-    return json.dumps({key: str(folder) for key in ("text-encoder", "crossflow", "autoencoder", "language-model")})
+    return json.dumps({key: str(folder) for key in catalog("lite")})
 
 
 def test_the_doctor_finds_a_sound_machine_sound(run: Run, painter_folder: Path) -> None:
