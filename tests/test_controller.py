@@ -301,6 +301,20 @@ def test_quotes_are_copied_and_scaffolds_are_not() -> None:
     assert content_of("the sea as an image") == "the sea"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "content"),
+    [
+        ("I would love to see what a red apple looks like", "a red apple"),
+        ("let me hear how a bell sounds", "a bell"),
+        ("show me what the sea would look like", "the sea"),
+        ("what does a red apple look like", "a red apple"),
+        ("draw how a bird looks at the sea", "how a bird looks at the sea"),
+    ],
+)
+def test_a_question_inside_a_wish_is_taken_off_its_content(prompt: str, content: str) -> None:
+    assert content_of(prompt) == content
+
+
 def test_the_benchmark_rows_follow_their_guide() -> None:
     path = Path(__file__).parent.parent / "benchmarks" / "data" / "controller.jsonl"
     rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

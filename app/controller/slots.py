@@ -19,6 +19,11 @@ _THEN = (
 _BREAK = re.compile(
     rf"\s*(?:[;.!?]+(?=\s|$)|,?\s*\b(?:(?:and|und|et|y|e|en)\s+)?\b{_THEN}\b,?|\s[-–—]+\s)\s*", re.IGNORECASE
 )
+# "(see) what a red apple looks like": the question inside a wish.
+_EMBEDDED = re.compile(
+    r"^(?:to\s+)?(?:(?:see|hear|know|imagine)\s+)?(?:what|how)\s+(.+?)\s+(?:would\s+)?(?:looks?|sounds?)(?:\s+like)?$",
+    re.IGNORECASE,
+)
 _AUXILIARY = re.compile(
     r"^(?:(?:what|how|wie|was|comment|qu[eé]|che|cosa|come|como|wat|hoe)\b\s*)?(?:does|do|did|would|is|are)?\b\s*(?=\S)",
     re.IGNORECASE,
@@ -63,7 +68,7 @@ def content_of(clause: str) -> str:
         return next(group for group in quoted.groups() if group)[:MAX_WORDS_LENGTH]
     perceived = any(pattern.search(clause) for pattern in PERCEIVED.values())
     text = _without_question(clause) if perceived and PHRASES["question"].match(clause) else clause
-    text = _without_end(_without_start(text)[0])
+    text = _EMBEDDED.sub(r"\1", _without_end(_without_start(text)[0]))
     everything = re.match(rf"{PHRASES['all'].pattern}(?:\s+(?:of|von|de|di|van)\b)?\s*", text, re.IGNORECASE)
     text = text[everything.end() :] if everything else text
     pointer = PHRASES["pronoun"].match(text)
