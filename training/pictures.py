@@ -7,7 +7,6 @@ white and has a concept (what it shows), a style (how it is drawn) and other wor
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import os
@@ -21,6 +20,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.crossflow.styles import STYLES
+from training.tables import in_held_out_tenth, tell_checksum
 
 Split = Literal["train", "heldout-pair", "heldout-concept"]
 SIZE = 128
@@ -71,28 +71,15 @@ def concept_name(caption: str) -> str:
 
 def split_of(concept: str, style: str) -> Split:
     """Where a picture belongs: a tenth of the concepts, and a tenth of the other concept-style pairs, are held out."""
-    if _tenth(concept):
+    if in_held_out_tenth(concept):
         return "heldout-concept"
-    return "heldout-pair" if _tenth(f"{concept}|{style}") else "train"
-
-
-def _tenth(key: str) -> bool:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 10 == 0
+    return "heldout-pair" if in_held_out_tenth(f"{concept}|{style}") else "train"
 
 
 def verify_checksums(folder: Path) -> None:
-    """Say of each table whether it is the one that the shipped weights were trained on; end if one is missing.
-
-    A rebuild has rows that the shipped weights never saw, so another checksum is no fault, but another experiment.
-    """
+    """Say of each table whether it is the one that the shipped weights were trained on; end if one is missing."""
     for name, expected in json.loads(CHECKSUMS.read_text()).items():
-        path = folder / name
-        if not path.is_file():
-            raise SystemExit(f"{path} is missing: build it as training/README.md says.")
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        same = "the table of the shipped weights" if found == expected else "NOT the table of the shipped weights"
-        print(f"{name}: {same} (sha256 {found[:12]})", flush=True)
+        tell_checksum(folder / name, expected)
 
 
 def load_pictures(folder: Path) -> Pictures:

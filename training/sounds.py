@@ -8,7 +8,6 @@ one length, :data:`SAMPLES`: a ``loop`` goes on from its beginning, anything els
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor
 
 from models.mel import LITE_MEL
+from training.tables import in_held_out_tenth, tell_checksum
 
 Split = Literal["train", "heldout-file", "heldout-class"]
 HELD_OUT: tuple[Split, Split] = ("heldout-file", "heldout-class")
@@ -104,27 +104,15 @@ def split_of(name: str, source: str, path: str) -> Split:
 
     One file may give several clips, which sound alike: they stay together.
     """
-    if _tenth(name):
+    if in_held_out_tenth(name):
         return "heldout-class"
-    return "heldout-file" if _tenth(f"{source}|{path}") else "train"
-
-
-def _tenth(key: str) -> bool:
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:4], "big") % 10 == 0
+    return "heldout-file" if in_held_out_tenth(f"{source}|{path}") else "train"
 
 
 def load_sounds(folder: Path) -> Sounds:
-    """All clips of the table, in its order; says whether it is the table that the shipped weights were trained on.
-
-    A rebuild has rows that the shipped weights never saw, so another checksum is no fault, but another experiment.
-    """
+    """All clips of the table, in its order; says whether it is the table that the shipped weights were trained on."""
     path = folder / TABLE
-    if not path.is_file():
-        raise SystemExit(f"{path} is missing: build it as training/README.md says.")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    same = "the table of the shipped weights" if found == CHECKSUM else "NOT the table of the shipped weights"
-    print(f"{TABLE}: {same} (sha256 {found[:12]})", flush=True)
+    tell_checksum(path, CHECKSUM)
     table = pq.read_table(path, columns=list(COLUMNS)).to_pylist()
     items = [
         Sound(
