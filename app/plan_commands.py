@@ -15,9 +15,8 @@ from app.settings import Settings
 from app.studio import Studio
 from models.errors import UserError
 from pipelines.base import Registry
-from pipelines.media import MEDIA, load_artifact
+from pipelines.media import known_media, load_artifact
 
-MEDIA_NAMES = {kind.medium for kind in MEDIA}
 ALIASES = {"fmri": "scan", "brain": "scan", "sound": "audio", "picture": "image", "3d": "mesh", "clip": "video"}
 
 
@@ -107,7 +106,7 @@ def _parsed(value: Any) -> tuple[str, list[str]]:
     if not isinstance(given, list) or not all(isinstance(name, str) for name in given):
         raise ValueError('"inputs" has to be a list of media')
     media = [ALIASES.get(name.lower(), name.lower()) for name in given]
-    unknown = sorted(set(media) - MEDIA_NAMES)
-    if unknown:
-        raise ValueError(f"there is no medium {unknown[0]!r}; there is {', '.join(sorted(MEDIA_NAMES))}")
+    names = {kind.medium for kind in known_media()}
+    if unknown := sorted(set(media) - names):
+        raise ValueError(f"there is no medium {unknown[0]!r}; there is {', '.join(sorted(names))}")
     return value["prompt"], media

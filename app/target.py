@@ -11,7 +11,7 @@ from pathlib import Path
 from models.errors import UserError
 from pipelines.atomic import plain_folder_errors
 from pipelines.base import Pipeline, Registry, Route
-from pipelines.media import MEDIA, Artifact
+from pipelines.media import Artifact, known_media
 
 NAME_LENGTH = 60
 
@@ -29,16 +29,16 @@ class Target:
         """A folder if it is one, ends in a slash or has no ending. Raises :class:`UserError` for an unknown ending."""
         path = Path(out)
         if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
-            return cls(path, "", tuple(kind.medium for kind in MEDIA))
-        suffixes = [suffix for kind in MEDIA for suffix in kind.suffixes if path.name.lower().endswith(suffix)]
+            return cls(path, "", tuple(kind.medium for kind in known_media()))
+        suffixes = [suffix for kind in known_media() for suffix in kind.suffixes if path.name.lower().endswith(suffix)]
         if not suffixes:
-            known = ", ".join(suffix for kind in MEDIA for suffix in kind.suffixes)
+            known = ", ".join(suffix for kind in known_media() for suffix in kind.suffixes)
             raise UserError(
                 f"Files that end in '{path.suffix[:20]}' cannot be written.",
                 f"Use one of {known}; or end the name in '/' if it is a folder.",
             )
         suffix = max(suffixes, key=len)
-        return cls(path, suffix, tuple(kind.medium for kind in MEDIA if suffix in kind.suffixes))
+        return cls(path, suffix, tuple(kind.medium for kind in known_media() if suffix in kind.suffixes))
 
     def check(self) -> None:
         """Raises :class:`UserError` if nothing can be written there, before any work is done for it."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from inspect import isabstract
 from pathlib import Path
 from typing import Self
 
@@ -34,6 +35,7 @@ __all__ = [
     "Provenance",
     "Text",
     "Video",
+    "known_media",
     "load_artifact",
     "medium_of_suffix",
 ]
@@ -253,6 +255,12 @@ class BrainScan(Artifact):
 MEDIA: tuple[type[Artifact], ...] = (Text, Image, Audio, Video, Mesh, BrainScan)
 
 
+def known_media() -> tuple[type[Artifact], ...]:
+    """:data:`MEDIA`, and the media that installed packages define besides, the one imported last first."""
+    others = [kind for kind in Artifact.__subclasses__() if kind not in MEDIA and not isabstract(kind)]
+    return (*MEDIA, *reversed(others))
+
+
 def medium_of_suffix(suffix: str) -> str:
     """The medium of files that end so: ``".png"`` gives ``"image"``, and so does ``".webp"`` (it may be a video too).
 
@@ -267,7 +275,7 @@ def load_artifact(path: Path | str) -> Artifact:
     Raises :class:`UserError` for a missing, empty, too large, damaged or unsupported file.
     """
     path = Path(path)
-    known = [suffix for medium in MEDIA for suffix in medium.suffixes]
+    known = [suffix for medium in known_media() for suffix in medium.suffixes]
     suffix = suffix_of(path, known) or path.suffix.lower()
     kind = _type_of_suffix(suffix)
     if suffix == ".webp":
@@ -276,8 +284,8 @@ def load_artifact(path: Path | str) -> Artifact:
 
 
 def _type_of_suffix(suffix: str) -> type[Artifact]:
-    for kind in MEDIA:
+    for kind in known_media():
         if suffix in kind.suffixes:
             return kind
-    known = ", ".join(suffix for kind in MEDIA for suffix in kind.suffixes)
+    known = ", ".join(suffix for kind in known_media() for suffix in kind.suffixes)
     raise UserError(f"Files that end in '{suffix[:20]}' are not supported.", f"Supported are: {known}.")

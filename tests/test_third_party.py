@@ -24,6 +24,7 @@ from app.ui.replies import reply
 from app.ui.talk import Talk
 from models.errors import UserError
 from pipelines.base import installed_registry
+from pipelines.media import Text, load_artifact
 from tests.installed_packages import install
 
 REQUEST = "make a scent of pine forest"
@@ -59,6 +60,30 @@ def test_what_it_makes_is_asked_for_planned_and_run_by_words(studio: Studio) -> 
     path = done.result.entry.path
     assert path.suffix == ".scent" and len(json.loads(path.read_bytes())["notes"]) == 3
     assert [item.medium for item in conversation.items] == ["scent"]
+
+
+def test_a_later_turn_takes_what_an_earlier_one_made(studio: Studio) -> None:
+    assistant, conversation = Assistant(studio), Conversation()
+    first = assistant.answer(conversation, REQUEST)
+    assert first.plan is not None
+    [scent] = [event.result.artifact for event in assistant.run(conversation, first.plan) if isinstance(event, Done)]
+    second = assistant.answer(conversation, "describe the scent")
+    assert second.plan is not None, second.sentence
+    assert [(step.op, step.inputs) for step in second.plan.steps] == [("nose", ("@1",))]
+    [words] = [event.result.artifact for event in assistant.run(conversation, second.plan) if isinstance(event, Done)]
+    assert isinstance(words, Text) and words.text == f"It smells of {', '.join(scent.notes)}."
+
+
+def test_its_files_are_read_and_attached(studio: Studio, tmp_path: Path) -> None:
+    assistant, conversation = Assistant(studio), Conversation()
+    answer = assistant.answer(conversation, REQUEST)
+    assert answer.plan is not None
+    [scent] = [event.result.artifact for event in assistant.run(conversation, answer.plan) if isinstance(event, Done)]
+    scent.save(tmp_path / "forest.scent")
+    again = load_artifact(tmp_path / "forest.scent")
+    assert (again.content_hash(), again.provenance) == (scent.content_hash(), scent.provenance)
+    described = assistant.answer(Conversation(), "describe this", [again])
+    assert described.plan is not None and [step.inputs for step in described.plan.steps] == [("upload:1",)]
 
 
 def test_the_command_line_plans_it(

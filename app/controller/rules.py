@@ -11,7 +11,7 @@ from app.controller.lexicon import ORDINALS, PHRASES, SCAFFOLD, VERBS
 from app.controller.references import content_words
 from app.controller.request import ACTS, Item, Request
 from app.controller.slots import Clause, clauses, mention
-from app.controller.wishes import is_question, wishes, without_greeting
+from app.controller.wishes import is_question, sources, wishes, without_greeting
 
 SURE, LIKELY, UNLIKELY = 0.95, 0.8, 0.05
 BARE_WORDS = 12  # a noun phrase of at most so many words is a wish for a picture
@@ -68,7 +68,8 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, set[str], floa
         return "new", {"image"}, SURE
     if not wanted:
         return _nothing_named(request)
-    if wanted == {"text"} and not request.uploads and not (request.history and _points_back(parts)):
+    spoken_of = _points_back(parts) or not sources(parts, media).isdisjoint(around)
+    if wanted == {"text"} and not request.uploads and not (request.history and spoken_of):
         return "chat", {"text"}, SURE
     return "new", wanted, SURE
 

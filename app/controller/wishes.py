@@ -15,6 +15,7 @@ _POINTING = re.compile(
 _FROM_IT = re.compile(
     r"\b(?:from|of|to|behind|aus|von|de|da|dal|uit|van) (?:the|this|that|my|it|de[mr]|la|el|il|het|o|a)$", re.IGNORECASE
 )
+_THE = re.compile(r"\s+(?:the|de[nrm]|das|die|le|la|el|il|lo|het|de|o|a)$", re.IGNORECASE)
 _YES_OR_NO = re.compile(r"(?:is|are|was|were|do|does|did|will|has|have|should)\b", re.IGNORECASE)  # "is it possible to"
 _AS_FORM = re.compile(
     r"\b(?:as|in|into|als|en|comme|come|como)\s+(?:an?\s+|the\s+|eine?[mn]?\s+|une?\s+|una?\s+|um\s+|een\s+)?\S+(?:\s\S+)?$",
@@ -40,6 +41,12 @@ def wishes(parts: Sequence[Clause], media: Sequence[str], has_source: bool) -> s
         if asks and not perceived:
             wanted.add("text")
     return wanted
+
+
+def sources(parts: Sequence[Clause], media: Sequence[str]) -> set[str]:
+    """The media that are spoken of as something to make from: "describe the picture"."""
+    named = [(part.text, medium, match) for part in parts for medium, match in _mentions(part.text, media)]
+    return {medium for text, medium, match in named if _is_source(text, match, True)}
 
 
 def is_question(text: str) -> bool:
@@ -102,9 +109,11 @@ def _denied(text: str, match: re.Match[str]) -> bool:
 
 
 def _is_source(text: str, match: re.Match[str], has_source: bool) -> bool:
-    """Whether the medium is what something is made from: "this photo", "from the picture", "of the sound"."""
+    """Whether the medium is what something is made from: "this photo", "from the picture", "describe the sound"."""
     before = text[: match.start()].rstrip()
-    return bool(_POINTING.search(before) or (has_source and _FROM_IT.search(before)))
+    the = _THE.search(before)
+    told_of = the and any(verb.end() == the.start() for verb in VERBS["text"].finditer(before))
+    return bool(_POINTING.search(before) or (has_source and (_FROM_IT.search(before) or told_of)))
 
 
 def _without_topic(text: str) -> str:

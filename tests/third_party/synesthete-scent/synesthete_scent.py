@@ -1,4 +1,4 @@
-"""Words to a scent: a medium of which Synesthete has never heard, as its makers would bring it."""
+"""Words to a scent and back: a medium of which Synesthete has never heard, as its makers would bring it."""
 
 from __future__ import annotations
 
@@ -37,6 +37,22 @@ class Scent(Artifact):
     def decode(cls, data: bytes, suffix: str) -> Self:
         recipe = json.loads(data)
         return cls(tuple(recipe["notes"]), provenance=provenance_of(recipe["made"]))
+
+
+class Nose(Pipeline):
+    name = "nose"
+    title = "Nose"
+    summary = "Says in words what a scent is made of."
+    routes = (Route(("scent",), "text"),)
+    params_type = Params
+    models: ClassVar[tuple[str, ...]] = ()
+
+    def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+        for item in inputs:
+            (scent,) = item
+            assert isinstance(scent, Scent)
+            words = f"It smells of {', '.join(scent.notes)}."
+            yield Produced(Text(words, provenance=provenance(self, item, params, runtime.models)))
 
 
 class ScentParams(Params):
