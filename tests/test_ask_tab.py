@@ -27,7 +27,7 @@ from app.ui.replies import about, listed, reply, seconds
 from app.ui.talk import Piece, StepState, Talk, Turn
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
-from pipelines.base import Pipeline, Registry
+from pipelines.base import Pipeline, Registry, installed_registry
 from pipelines.media import Audio, Image
 from tests.browser.tiny_server import Listen
 from tests.talks import ask, finish, page_of
@@ -56,6 +56,13 @@ def photo(tmp_path: Path) -> str:
     path = tmp_path / "<b>photo<b>.png"
     Image(np.full((8, 8, 3), 90, np.uint8)).save(path)
     return str(path)
+
+
+def test_what_was_changed_is_said_to_be_edited(studio: Studio) -> None:
+    edits = [pipeline for pipeline in installed_registry() if pipeline.is_edit]
+    host, talk = Host(Assistant(Studio(studio.settings, Registry([Paint(), *edits]), studio.manager))), Talk()
+    ask(host, talk, "draw a red apple")
+    assert reply(ask(host, talk, "make it brighter")).startswith("Here is the edited picture of a red apple (@2), in")
 
 
 def test_a_request_is_made_numbered_and_told(host: Host) -> None:

@@ -43,9 +43,9 @@ def exchange(turn: Turn) -> Exchange:
 
 def listed(pieces: Sequence[Piece]) -> str:
     """ "the picture of a cat (@1) and the sound of a cat (@2)"; several of a kind are counted."""
-    groups: dict[tuple[str, str], list[Piece]] = {}
+    groups: dict[tuple[str, str, bool], list[Piece]] = {}
     for piece in pieces:
-        groups.setdefault((piece.medium, piece.title), []).append(piece)
+        groups.setdefault((piece.medium, piece.title, _is_edited(piece)), []).append(piece)
     return joined(_named(group) for group in groups.values())
 
 
@@ -70,10 +70,17 @@ def _named(group: Sequence[Piece]) -> str:
     first, last = group[0], group[-1]
     of = f" of {first.title}" if first.title and first.entry else f" {first.title}" if first.title else ""
     if len(group) == 1:
-        return f"the {NAMES.get(first.medium, first.medium)}{of} (@{first.number})"
+        edited = "edited " if _is_edited(first) else ""
+        return f"the {edited}{NAMES.get(first.medium, first.medium)}{of} (@{first.number})"
     plural = PLURALS.get(first.medium, f"pieces of {first.medium}")
     numbers = f"@{first.number} to @{last.number}" if last.number - first.number == len(group) - 1 else _all(group)
     return f"{len(group)} {plural}{of} ({numbers})"
+
+
+def _is_edited(piece: Piece) -> bool:
+    """Whether plain means, and no model, made it of another of its medium."""
+    made = piece.entry.provenance if piece.entry else None
+    return made is not None and not made.models and any(given["medium"] == piece.medium for given in made.inputs)
 
 
 def _all(group: Sequence[Piece]) -> str:
