@@ -10,11 +10,46 @@ from training.instructions.forms import Noun, form, with_an
 from training.instructions.grammar import Listed, Node, Nodes, NounSlot, Pick, TitleSlot, Wanted, parse
 from training.instructions.language import Language, Split
 
-# Around words that belong to what is wanted, until the row is finished: typing errors must reach the label too.
+# Around words that belong to what is wanted, until the row is finished: typing errors must reach the label too. After
+# OPEN stands a letter of the private use area, whose bits say which of KINDS the template asked the noun to be.
 OPEN, CLOSE = "\x02", "\x03"
+KINDS = ("seen", "sound", "moves", "thing")
+_BITS = 0xE000
+MARK = re.compile(f"{OPEN}([\\uE000-\\uE00F])|{CLOSE}")
 SCENE_SHARE, ADJECTIVE_SHARE = 0.45, 0.15
 ADJECTIVES_BY_MARK = ("person", "food", "place", "plant", "alive", "thing")
 MASHED = ("asdf", "jkl", "qwe", "zxcv", "hjkl", "fgh", "uio", "bnm", "wer", "xx", "poi", "lkj", "dfg", "vv")
+
+
+def wanted(words: str, marks: Sequence[str] = ()) -> str:
+    """``words`` between marks."""
+    bits = sum(1 << number for number, kind in enumerate(KINDS) if kind in marks)
+    return OPEN + chr(_BITS + bits) + words + CLOSE
+
+
+def unmarked(text: str) -> str:
+    return MARK.sub("", text)
+
+
+def spans_of(text: str) -> list[tuple[int, int, tuple[str, ...]]]:
+    """Where in ``unmarked(text)`` the outermost marked words begin and end, and which of KINDS they have to be."""
+    found: list[tuple[int, int, tuple[str, ...]]] = []
+    depth = shift = start = 0
+    kinds: tuple[str, ...] = ()
+    for mark in MARK.finditer(text):
+        here = mark.start() - shift
+        shift += len(mark[0])
+        if mark[1]:
+            if not depth:
+                start, kinds = here, ()
+            depth += 1
+            bits = ord(mark[1]) - _BITS
+            kinds = kinds or tuple(kind for number, kind in enumerate(KINDS) if bits >> number & 1)
+        else:
+            depth -= 1
+            if not depth:
+                found.append((start, here, kinds))
+    return found
 
 
 class Filling:
@@ -68,7 +103,7 @@ class Filling:
             case Pick(options):
                 return self._joined(self.rng.choice(options))
             case Wanted(nodes):
-                return OPEN + self._joined(nodes) + CLOSE
+                return wanted(self._joined(nodes))
             case Listed("mash"):
                 return "".join(self.rng.choices(MASHED, k=self.rng.randint(1, 4)))
             case Listed("number"):
@@ -89,7 +124,7 @@ class Filling:
         said = self.say(noun, slot.form)
         if self.adjectives and slot.form == "a" and slot.wanted and not slot.number and self._takes_adjective(noun):
             said = f"a {self._adjective(noun)} {noun.word}"
-        return OPEN + said + CLOSE if slot.wanted else said
+        return wanted(said, slot.marks) if slot.wanted else said
 
     def _takes_adjective(self, noun: Noun) -> bool:
         known = noun.countable and not noun.scene and self.language.code == "en"

@@ -77,7 +77,7 @@ def with_an(text: str) -> str:
         spoken = re.match(r"[aeio](?!ne\b|uro)|u(?!ni[^nm]|k|s[ae]|fo|t)|hour|honest", word, re.IGNORECASE)
         return (article + "n" if spoken else article) + space + word
 
-    return re.sub(r"\b([Aa])( [\x02\x03]*)(\w+)", fixed, text)
+    return re.sub(r"\b([Aa])( [\x02\x03\uE000-\uE00F]*)(\w+)", fixed, text)
 
 
 _GERMAN = {

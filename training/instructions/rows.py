@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from training.instructions import noise
-from training.instructions.fill import CLOSE, OPEN, Filling
+from training.instructions.fill import CLOSE, OPEN, Filling, spans_of, unmarked, wanted
 from training.instructions.forms import Noun
 from training.instructions.grammar import Listed, Template
 from training.instructions.language import LANGUAGES, Language, Split, load, split_of
@@ -29,6 +29,7 @@ SLICES = {
 }
 # Elsewhere, an act's share is that of its sets of outputs.
 ACTS = {
+    "implicit": {"new": 0.88, "chat": 0.12},
     "follow-up": {
         "new": 0.3, "edit": 0.22, "regenerate": 0.18, "select": 0.08, "undo": 0.05, "ask": 0.1, "chat": 0.07,
     },
@@ -37,7 +38,7 @@ ACTS = {
 }  # fmt: skip
 OTHER_LANGUAGE_EVERY = 5
 # How often a set of so many outputs is drawn: one medium alone is what people want most.
-WEIGHT_BY_OUTPUTS = (1, 4, 2, 1, 1)
+WEIGHT_BY_OUTPUTS = (1, 4, 2, 1, 1, 1)
 VALIDATION_ROWS = 0.1
 ATTEMPTS = 12
 MEDIA = ("text", "image", "audio", "video", "mesh")
@@ -162,13 +163,13 @@ def make_row(template: Template, split: Split, language: Language, rng: random.R
     if not labels.literal:
         prompt = _exactly(prompt, rng) if labels.exact else noise.spoken(prompt, filling, labels.makes)
         prompt = noise.roughened(prompt, language, rng)
-    titles = [OPEN + titled[which].word + CLOSE for which in titled if which != "x"] if labels.title_wanted else []
+    titles = [wanted(titled[which].word) for which in titled if which != "x"] if labels.title_wanted else []
     words = wanted_words(" ".join([prompt, *titles]), language) if labels.makes else []
     row: Row = {
         "id": "",
         "slice": labels.slice,
         "language": template.language,
-        "prompt": prompt.replace(OPEN, "").replace(CLOSE, ""),
+        "prompt": unmarked(prompt),
         "inputs": list(labels.inputs),
         "history": history,
         "act": labels.act,
@@ -176,6 +177,7 @@ def make_row(template: Template, split: Split, language: Language, rng: random.R
     }
     if words:
         row["text"] = words
+        row["spans"] = [[begin, end, list(kinds)] for begin, end, kinds in spans_of(prompt)]
     if labels.edges is not None:
         row["edges"] = list(labels.edges)
     return row | {"refers": targets, "split": split}
@@ -228,4 +230,4 @@ def _title(medium: str, naming: Filling, scenes: bool) -> tuple[str, Noun | None
     if medium == "text":
         naming.titled = {"1": noun}
         return naming.fill((Listed("title_text"),)), noun
-    return naming.tidied(naming.say(noun, "a")).replace(OPEN, "").replace(CLOSE, ""), noun
+    return unmarked(naming.tidied(naming.say(noun, "a"))), noun
