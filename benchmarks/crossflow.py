@@ -25,6 +25,7 @@ from models.manager import ModelManager
 from pipelines.base import Produced, Runtime
 from pipelines.crossflow.pipeline import CrossFlow
 from pipelines.media import Image, Text
+from training.bridges import frechet_distance
 from training.evaluator import Evaluator, all_concepts, is_reserved, load_evaluator, retrieval, sentence_table
 from training.images import to_tensor
 from training.pictures import Picture, Pictures, Split, data_folder, load_pictures
@@ -48,15 +49,6 @@ def generate(manager: ModelManager, captions: Sequence[tuple[str, str | None]], 
         artifacts = [event.artifact for event in stream if isinstance(event, Produced)]
         made |= {i: item.pixels for i, item in zip(which, artifacts, strict=True) if isinstance(item, Image)}
     return to_tensor(np.stack([made[i] for i in range(len(captions))]))
-
-
-def frechet_distance(a: Tensor, b: Tensor) -> float:
-    """Between Gaussians fitted to two sets of features (N, D)."""
-    (mean_a, cov_a), (mean_b, cov_b) = ((x.double().mean(0), torch.cov(x.double().T)) for x in (a, b))
-    values, vectors = torch.linalg.eigh(cov_a)
-    root = vectors @ torch.diag(values.clamp_min(0).sqrt()) @ vectors.T
-    cross = torch.linalg.eigvalsh(root @ cov_b @ root).clamp_min(0).sqrt().sum()
-    return float((mean_a - mean_b).square().sum() + cov_a.trace() + cov_b.trace() - 2 * cross)
 
 
 @torch.no_grad()

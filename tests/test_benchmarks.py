@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.crossflow import frechet_distance, hue_is_right, spread_over_seeds
+from benchmarks.crossflow import hue_is_right, spread_over_seeds
 from benchmarks.report import table
 from tests.test_training import disc
+from training.bridges import frechet_distance
 from training.evaluator import Evaluator, augment, is_reserved, retrieval
 from training.pictures import Picture
 from training.recolour import COLOURS, dominant_hue, recolour

@@ -1,0 +1,227 @@
+"""Sound generators, AudioLDM-style (arXiv 2301.12503): latent diffusion whose whole condition is one unit vector.
+
+At both sizes the network is diffusers' UNet2DConditionModel: the vector goes through one linear layer and is joined to
+the embedding of the time step, without cross-attention. Published AudioLDM predicts noise and was trained with CLAP
+vectors of sounds; ours predicts velocity, with a cosine schedule that ends in pure noise. Latents are those of
+``models.nets.audio_autoencoder``.
+
+Shapes: B sounds, D dimensions of a condition, C channels, f latent frames (time), m latent bands.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from diffusers import DDIMScheduler, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.errors import UserError
+
+NULL_CONDITION = "null_condition.safetensors"
+AUDIOLDM_FRAMES = 256  # 10.24 s, its training length; ``sample_size`` of its config is only a default of diffusers
+OnStep = Callable[[int, Tensor], None]
+
+
+class SoundGenerator(nn.Module):
+    """``unet`` predicts what ``scheduler`` says, for latents of ``bands`` and, at training, of ``window`` frames.
+
+    ``null_condition`` (D,) stands for "any sound": learned in ours, CLAP's vector of the empty sentence in AudioLDM.
+    """
+
+    def __init__(
+        self, unet: UNet2DConditionModel, scheduler: DDIMScheduler, null_condition: Tensor, window: int, bands: int
+    ) -> None:
+        super().__init__()
+        self.unet = unet
+        self.scheduler = scheduler
+        self.null_condition = nn.Parameter(null_condition.detach().float().clone())
+        self.window = window
+        self.bands = bands
+        self.channels: int = unet.config.in_channels
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, conditions: Tensor) -> Tensor:
+        """Noisy latents (B, C, f, m), steps (B,) or () of the training schedule, conditions (B, D) -> (B, C, f, m)."""
+        predicted = self.unet(noisy, timesteps, encoder_hidden_states=None, class_labels=conditions).sample
+        return cast(Tensor, predicted.float())
+
+    @torch.no_grad()
+    def sample(
+        self,
+        conditions: Tensor,
+        frames: int,
+        steps: int,
+        guidance: float,
+        seeds: Sequence[int],
+        on_step: OnStep | None = None,
+    ) -> Tensor:
+        """Unit vectors (B, D), one seed each -> clean latents (B, C, frames, m), by DDIM without fresh noise.
+
+        ``frames`` may be any number: beyond ``window`` overlapping windows are denoised together
+        (:func:`blend_windows`). ``guidance`` is classifier-free; 1 means none. ``on_step`` gets the number of steps
+        done and the present estimate of the clean latents, and ends the run by raising. A sound depends on its
+        condition and seed alone: noise is drawn on the CPU, one generator a sound.
+
+        Raises :class:`ValueError` for conditions that are no unit vectors and for numbers out of range.
+        """
+        self._require(conditions, frames, steps, seeds)
+        timesteps, shares = self._schedule(steps)
+        shape = (self.channels, frames, self.bands)
+        noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
+        latents = torch.stack(noise).to(conditions.device)
+        for step, timestep in enumerate(timesteps.to(conditions.device)):
+
+            def predict(part: Tensor, timestep: Tensor = timestep) -> Tensor:
+                return self._guided(part, timestep, conditions, guidance)
+
+            clean, noisy = self._parts(latents, blend_windows(predict, latents, self.window), shares[step])
+            latents = shares[step + 1] ** 0.5 * clean + (1 - shares[step + 1]) ** 0.5 * noisy
+            if on_step is not None:
+                on_step(step + 1, clean)
+        return latents
+
+    def _guided(self, latents: Tensor, timestep: Tensor, conditions: Tensor, guidance: float) -> Tensor:
+        """Classifier-free guidance (arXiv 2207.12598): from the null condition's prediction through the condition's."""
+        if guidance == 1:
+            return self(latents, timestep, conditions)
+        both = torch.cat([self.null_condition.expand_as(conditions), conditions])
+        null, conditional = self(latents.repeat(2, 1, 1, 1), timestep, both).chunk(2)
+        return cast(Tensor, null + guidance * (conditional - null))
+
+    def _schedule(self, steps: int) -> tuple[Tensor, list[float]]:
+        """Time steps, noisiest first, and the share of signal power (alpha bar) at each and after the last.
+
+        A step of ours ends where the next begins. DDIMScheduler's own goes back ``1000 // steps``, which is elsewhere
+        if time steps are spaced from the end and ``steps`` does not divide 1000.
+        """
+        scheduler = DDIMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(steps)
+        shares = scheduler.alphas_cumprod[scheduler.timesteps].tolist()
+        return scheduler.timesteps, [*shares, float(scheduler.final_alpha_cumprod)]
+
+    def _parts(self, latents: Tensor, prediction: Tensor, share: float) -> tuple[Tensor, Tensor]:
+        """The clean latents and the noise of which ``latents`` are made, by the network's prediction."""
+        signal, noise = share**0.5, (1 - share) ** 0.5
+        if self.scheduler.config.prediction_type == "epsilon":
+            return (latents - noise * prediction) / signal, prediction
+        return signal * latents - noise * prediction, signal * prediction + noise * latents
+
+    def _require(self, conditions: Tensor, frames: int, steps: int, seeds: Sequence[int]) -> None:
+        dimensions = self.null_condition.numel()
+        if conditions.ndim != 2 or conditions.shape[1] != dimensions or len(conditions) != len(seeds) or not len(seeds):
+            raise ValueError(f"expected ({len(seeds)} > 0, {dimensions}), not {tuple(conditions.shape)}")
+        if not ((conditions.norm(dim=1) - 1).abs() < 1e-2).all():
+            raise ValueError("the conditions are no unit vectors")
+        most = self.scheduler.config.num_train_timesteps
+        if frames < 1 or not 1 <= steps < most:
+            raise ValueError(f"expected at least one frame and 1 to {most - 1} steps, not {frames} and {steps}")
+
+    def save_pretrained(self, folder: Path) -> None:
+        """A diffusers folder of the network in float16, with ``scheduler_config.json`` and the null condition."""
+        copy.deepcopy(self.unet).half().save_pretrained(folder)
+        path = folder / "config.json"
+        config = json.loads(path.read_text())
+        config.pop("_name_or_path", None)  # where its beginnings were loaded from
+        path.write_text(json.dumps(config, indent=2) + "\n")
+        self.scheduler.save_pretrained(folder)
+        save_file({"null_condition": self.null_condition.detach().half()}, folder / NULL_CONDITION)
+
+
+def blend_windows(predict: Callable[[Tensor], Tensor], latents: Tensor, window: int) -> Tensor:
+    """MultiDiffusion along time (arXiv 2302.08113): ``predict`` for (B, C, f, m) of any f, ``window`` at once at most.
+
+    Windows overlap by half or more. Where they do, the mean of their predictions counts, weighted by the distance from
+    each window's ends, so that nothing jumps where one ends. Averaging predictions is averaging the paper's denoised
+    windows, because a DDIM step is linear in the prediction.
+    """
+    frames = latents.shape[2]
+    if frames <= window:
+        return predict(latents)
+    count = 1 - (window - frames) // (window // 2)
+    starts = torch.linspace(0, frames - window, count).round().int().tolist()
+    rising = torch.arange(1, window + 1, dtype=torch.float32, device=latents.device)
+    level = torch.full_like(rising, window)
+    total, weight = torch.zeros_like(latents), latents.new_zeros(frames, 1)
+    for start in starts:
+        # The sound's own ends are no seams: there a window keeps its weight.
+        fade_in = rising if start > 0 else level
+        fade_out = rising.flip(0) if start + window < frames else level
+        weights = torch.minimum(fade_in, fade_out)[:, None]
+        part = slice(start, start + window)
+        total[:, :, part] += weights * predict(latents[:, :, part])
+        weight[part] += weights
+    return total / weight
+
+
+def load_sound_generator(folder: Path, null_condition: Tensor | None = None) -> SoundGenerator:
+    """A folder as :meth:`SoundGenerator.save_pretrained` writes it, or one of AudioLDM; float32 on the CPU.
+
+    AudioLDM's (``cvssp/audioldm-s-full-v2`` and its kin) has the parts in folders, of which ``unet`` and ``scheduler``
+    are loaded and the shape of the latents is read from ``vae`` and ``vocoder``. It lacks the null condition: CLAP's
+    text vector (D,) of the empty sentence, given here or stored beside as ``null_condition.safetensors``.
+
+    Raises :class:`UserError` if the folder holds something else or no null condition is known.
+    """
+    published = (folder / "unet").is_dir()
+    unet = _load_unet(folder / "unet" if published else folder)
+    scheduler = _load_scheduler(folder / "scheduler" if published else folder)
+    if null_condition is None:
+        null_condition = _load_null_condition(folder)
+    dimensions = unet.config.projection_class_embeddings_input_dim
+    if null_condition.shape != (dimensions,):
+        raise UserError(
+            f"The vector of the empty sentence has shape {tuple(null_condition.shape)}, and '{folder}' takes "
+            f"{dimensions} dimensions.",
+            "Take it from the CLAP that belongs to this generator.",
+        )
+    window, bands = (AUDIOLDM_FRAMES, _bands_of(folder)) if published else unet.config.sample_size
+    return SoundGenerator(unet, scheduler, null_condition, window, bands).eval()
+
+
+def _load_unet(folder: Path) -> UNet2DConditionModel:
+    config = _read(folder / "config.json")
+    conditioned = config.get("class_embed_type") == "simple_projection" and config.get("class_embeddings_concat")
+    if config.get("_class_name") != "UNet2DConditionModel" or not conditioned:
+        raise UserError(
+            f"The weights in '{folder}' are no sound generator.",
+            "It must be a UNet2DConditionModel that is conditioned on one vector, as AudioLDM's is.",
+        )
+    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+
+
+def _load_scheduler(folder: Path) -> DDIMScheduler:
+    """Whatever sampler a schedule was saved for, DDIM samples with its noise levels."""
+    scheduler = DDIMScheduler.from_config(_read(folder / "scheduler_config.json"))
+    if scheduler.config.prediction_type not in ("epsilon", "v_prediction") or scheduler.config.clip_sample:
+        raise UserError(
+            f"The schedule in '{folder}' is of another kind than a sound generator's.",
+            "It must predict epsilon or v_prediction, with clip_sample false.",
+        )
+    return scheduler
+
+
+def _load_null_condition(folder: Path) -> Tensor:
+    path = folder / NULL_CONDITION
+    if not path.exists():
+        raise UserError(
+            f"The generator in '{folder}' lacks the vector of the empty sentence.",
+            f"Compute it with the CLAP that belongs to the generator, and store it there as {NULL_CONDITION}.",
+        )
+    return load_file(path)["null_condition"]
+
+
+def _bands_of(folder: Path) -> int:
+    """Latent bands of an AudioLDM folder: mel bands of its vocoder over the factor of its autoencoder."""
+    factor = 2 ** (len(_read(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+    return int(_read(folder / "vocoder" / "config.json")["model_in_dim"]) // factor
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise UserError(f"'{path}' is missing.", "Fetch the model again.")
+    return cast(dict[str, Any], json.loads(path.read_text()))
