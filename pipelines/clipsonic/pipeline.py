@@ -1,0 +1,128 @@
+"""CLIPSonic: a sound from words, or from a picture, by a generator that has only ever seen pictures beside sounds.
+
+Words become a vector of the picture-text space, which a bridge moves to where pictures are. What no picture shows, such
+as "loud" or "far away", is lost on the way.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from typing import ClassVar, Literal, cast
+
+from pydantic import Field
+from torch import Tensor
+
+from models.errors import UserError
+from pipelines.base import Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
+from pipelines.media import Artifact, Image, Text
+from pipelines.sounds import (
+    ADVANCED,
+    LONGEST,
+    SHORTEST,
+    USUAL,
+    SoundMaker,
+    SoundParams,
+    Wanted,
+    clean_words,
+    picture_vector,
+    sentence_embedding,
+)
+
+BEST_OF = 4  # answers of the prior, of which the one nearest to the words counts (fact sheet ``clipsonic.md``, 8)
+OF_A_SOUND = re.compile(r"((the|a|some) )?(sounds?|noises?)( effects?)? of ", re.IGNORECASE)
+OF_A_PICTURE = re.compile(r"((the|a) )?(photo|photograph|picture|image|drawing)s? of ", re.IGNORECASE)
+
+
+class CLIPSonicParams(SoundParams):
+    duration: float = Field(USUAL, ge=SHORTEST, le=LONGEST, description="Seconds.")
+    bridge: Literal["prior", "zero_shot", "mean_shift"] = Field(
+        "prior",
+        description="How words become like a picture: a learned prior, not at all, or by the clouds' mean difference.",
+        json_schema_extra=ADVANCED,
+    )
+
+
+class CLIPSonic(Pipeline):
+    name = "clipsonic"
+    title = "Sound from words"
+    summary = "Type what to hear, or show it. The sounds were learned from pictures alone, never from words."
+    routes = (Route(("text",), "audio"), Route(("image",), "audio"))
+    params_type = CLIPSonicParams
+    models: ClassVar[tuple[str, ...]] = (
+        "picture-text",
+        "sentence-encoder",
+        "clipsonic-prior",
+        "clipsonic-mean-shift",
+        "clipsonic",
+        "audio-autoencoder",
+        "vocoder",
+    )
+    examples = (("rain",), ("a barking dog",), ("a church bell",), ("a train",), ("waves on a beach",), ("a cat",))
+
+    def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
+        params = cast(CLIPSonicParams, params)
+        return params.num_sounds, round(params.duration)
+
+    def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
+        params = cast(CLIPSonicParams, params)
+        return params.num_sounds * params.steps * max(params.duration, USUAL)
+
+    def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+        params = cast(CLIPSonicParams, params)
+        queries = [_query(item) for item in inputs]
+        yield Progress(0, params.steps, "Loading models")
+        wanted = []
+        for query in queries:
+            conditions, note = _conditions(query, params, runtime)
+            for condition, seed in zip(conditions, params.seeds(), strict=True):
+                wanted.append(Wanted(condition, seed, params.duration, note))
+        with ExitStack() as stack:
+            maker = SoundMaker.lease("clipsonic", runtime, stack)
+            sounds = yield from maker.make(wanted, params.steps, params.guidance)
+        del maker  # its models may go now
+        for number, sound in enumerate(sounds):
+            which, index = divmod(number, params.num_sounds)
+            made_by = provenance(self, inputs[which], params, runtime.models, index)
+            yield Produced(sound.with_provenance(made_by))
+
+
+def picture_phrase(words: str) -> str:
+    """The caption that is asked for instead: "the sound of rain" -> "a photo of rain" (fact sheet, pitfall 3)."""
+    if OF_A_PICTURE.match(words):
+        return words
+    return f"a photo of {words[match.end() :] if (match := OF_A_SOUND.match(words)) else words}"
+
+
+def _query(item: Sequence[Artifact]) -> str | Image:
+    """The phrase, or the picture, that is asked for. Raises :class:`UserError` for anything else, and for no words."""
+    [query] = item
+    if isinstance(query, Text):
+        return picture_phrase(clean_words(query.text, "The text"))
+    if not isinstance(query, Image):
+        raise UserError(f"Words or a picture are needed here, not {query.medium}.", "Say what to hear, or show it.")
+    return query
+
+
+def _conditions(query: str | Image, params: CLIPSonicParams, runtime: Runtime) -> tuple[Tensor, str]:
+    """A unit vector as a picture has it for every seed, (num_sounds, D), and what progress says of it."""
+    if isinstance(query, Image):
+        with runtime.lease("picture-text") as space:
+            return picture_vector(space, query, runtime).expand(params.num_sounds, -1), "Making the picture's sound"
+    with runtime.lease("sentence-encoder") as encoder:
+        sentence, asked = sentence_embedding(encoder, query, runtime)
+    with runtime.lease("picture-text") as space, precision(runtime.models):
+        said = space.embed_sentences(sentence).expand(params.num_sounds, -1)
+    return _bridged(said, params, runtime), f'Asked for "{asked[:80]}"'
+
+
+def _bridged(said: Tensor, params: CLIPSonicParams, runtime: Runtime) -> Tensor:
+    """From the cloud of sentences towards that of pictures, (num_sounds, D)."""
+    if params.bridge == "zero_shot":
+        return said
+    if params.bridge == "mean_shift":
+        with runtime.lease("clipsonic-mean-shift") as shift, precision(runtime.models):
+            return cast(Tensor, shift(said, params.bridge_seeds()))
+    with runtime.lease("clipsonic-prior") as prior, precision(runtime.models):
+        return cast(Tensor, prior(said, params.bridge_seeds(), best_of=BEST_OF))
