@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,7 +25,6 @@ from models.errors import UserError
 
 NULL_CONDITION = "null_condition.safetensors"
 AUDIOLDM_FRAMES = 256  # 10.24 s, its training length; ``sample_size`` of its config is only a default of diffusers
-OnStep = Callable[[int, Tensor], None]
 
 
 class SoundGenerator(nn.Module):
@@ -50,22 +49,21 @@ class SoundGenerator(nn.Module):
         predicted = self.unet(noisy, timesteps, encoder_hidden_states=None, class_labels=conditions).sample
         return cast(Tensor, predicted.float())
 
+    def sample(self, conditions: Tensor, frames: int, steps: int, guidance: float, seeds: Sequence[int]) -> Tensor:
+        """Clean latents (B, C, frames, m): the end of :meth:`denoise`, which says what its parameters mean."""
+        *_, (_, latents) = self.denoise(conditions, frames, steps, guidance, seeds)
+        return latents
+
     @torch.no_grad()
-    def sample(
-        self,
-        conditions: Tensor,
-        frames: int,
-        steps: int,
-        guidance: float,
-        seeds: Sequence[int],
-        on_step: OnStep | None = None,
-    ) -> Tensor:
-        """Unit vectors (B, D), one seed each -> clean latents (B, C, frames, m), by DDIM without fresh noise.
+    def denoise(
+        self, conditions: Tensor, frames: int, steps: int, guidance: float, seeds: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """Unit vectors (B, D), one seed each: after each step of DDIM without fresh noise, the present estimate of the
+        clean latents and the latents themselves, (B, C, frames, m) both.
 
         ``frames`` may be any number: beyond ``window`` overlapping windows are denoised together
-        (:func:`blend_windows`). ``guidance`` is classifier-free; 1 means none. ``on_step`` gets the number of steps
-        done and the present estimate of the clean latents, and ends the run by raising. A sound depends on its
-        condition and seed alone: noise is drawn on the CPU, one generator a sound.
+        (:func:`blend_windows`). ``guidance`` is classifier-free; 1 means none. A sound depends on its condition and
+        seed alone: noise is drawn on the CPU, one generator a sound.
 
         Raises :class:`ValueError` for conditions that are no unit vectors and for numbers out of range.
         """
@@ -81,9 +79,7 @@ class SoundGenerator(nn.Module):
 
             clean, noisy = self._parts(latents, blend_windows(predict, latents, self.window), shares[step])
             latents = shares[step + 1] ** 0.5 * clean + (1 - shares[step + 1]) ** 0.5 * noisy
-            if on_step is not None:
-                on_step(step + 1, clean)
-        return latents
+            yield clean, latents
 
     def _guided(self, latents: Tensor, timestep: Tensor, conditions: Tensor, guidance: float) -> Tensor:
         """Classifier-free guidance (arXiv 2207.12598): from the null condition's prediction through the condition's."""

@@ -7,16 +7,12 @@ condition.
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Generator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 from itertools import groupby
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Self, TypeVar
+from typing import TYPE_CHECKING, Self
 
 import av
 import numpy as np
@@ -27,7 +23,7 @@ from pydantic.config import JsonDict
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.errors import Cancelled, UserError
+from models.errors import UserError
 from models.mel import MelConfig
 from pipelines.base import MAX_SEED, Params, Progress, Runtime, precision
 from pipelines.crossflow.prompts import clean_prompt
@@ -58,8 +54,6 @@ BAND_HEIGHT = 2  # pixels of a preview
 COLOURS = np.array([(9, 11, 28), (72, 32, 118), (196, 62, 88), (248, 158, 72), (255, 246, 214)])
 
 ADVANCED: JsonDict = {"advanced": True}
-Result = TypeVar("Result")
-Tell = Callable[[Progress], None]
 
 
 class SoundParams(Params):
@@ -184,7 +178,7 @@ class SoundMaker:
         for number, chunk in enumerate(chunks):
             self.runtime.raise_if_cancelled()
             before = Progress(number * steps, len(chunks) * steps, chunk[0].note)
-            latents = yield from streamed(partial(self._sample, chunk, steps, guidance, before))
+            latents = yield from self._sample(chunk, steps, guidance, before)
             for one, of_one in zip(chunk, latents, strict=True):
                 self.runtime.raise_if_cancelled()
                 sounds.append(self._voiced(of_one, one.seconds))
@@ -204,18 +198,20 @@ class SoundMaker:
     def _samples(self, seconds: float) -> int:
         return round(seconds * self.vocoder.mel.sample_rate)
 
-    def _sample(self, chunk: Sequence[Wanted], steps: int, guidance: float, before: Progress, tell: Tell) -> Tensor:
+    def _sample(
+        self, chunk: Sequence[Wanted], steps: int, guidance: float, before: Progress
+    ) -> Generator[Progress, None, Tensor]:
         """Latents (B, C, f, m) of sounds of one length; ``before``: what is done and to be done of the whole run."""
-
-        def on_step(step: int, clean: Tensor) -> None:
-            preview = self._preview(clean, chunk) if _is_preview(step, steps) else None
-            tell(replace(before, step=before.step + step, preview=preview))
-            self.runtime.raise_if_cancelled()
-
         conditions = torch.stack([one.condition for one in chunk])
         frames, seeds = self._latent_frames(chunk[0].seconds), [one.seed for one in chunk]
-        with precision(self.runtime.models):
-            return self.generator.sample(conditions, frames, steps, guidance, seeds, on_step)
+        stages = self.generator.denoise(conditions, frames, steps, guidance, seeds)
+        for step in range(1, steps + 1):
+            self.runtime.raise_if_cancelled()
+            with precision(self.runtime.models):
+                clean, latents = next(stages)
+            preview = self._preview(clean, chunk) if _is_preview(step, steps) else None
+            yield replace(before, step=before.step + step, preview=preview)
+        return latents
 
     def _voiced(self, latents: Tensor, seconds: float) -> Audio:
         """(C, f, m) -> the sound. One at a time, since a waveform's features take far more room than its latents."""
@@ -230,35 +226,6 @@ class SoundMaker:
         with precision(self.runtime.models):
             mels = self.autoencoder.decode(latents[:SHOWN])
         return mel_picture(mels[:, :frames], self.autoencoder.mel)
-
-
-def streamed(work: Callable[[Tell], Result]) -> Generator[Progress, None, Result]:
-    """Yields what ``work`` tells, and returns what it returns: a sampler that calls back becomes one that yields.
-
-    It has a thread of its own, but they take turns: the work waits while what it told is looked at, and ends with
-    :class:`Cancelled` if nobody wants to hear more.
-    """
-    told: SimpleQueue[Progress | None] = SimpleQueue()
-    turn = threading.Semaphore(0)
-    closed = threading.Event()
-
-    def tell(progress: Progress) -> None:
-        told.put(progress)
-        turn.acquire()
-        if closed.is_set():
-            raise Cancelled
-
-    with ThreadPoolExecutor(1, thread_name_prefix="sampling") as thread:
-        job = thread.submit(work, tell)
-        job.add_done_callback(lambda _: told.put(None))
-        try:
-            while (progress := told.get()) is not None:
-                yield progress
-                turn.release()
-        finally:
-            closed.set()
-            turn.release()
-        return job.result()
 
 
 def _is_preview(step: int, steps: int) -> bool:
