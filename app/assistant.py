@@ -10,7 +10,7 @@ from app.controller.conversation import Conversation
 from app.controller.endpoint import Endpoint, EndpointRouter
 from app.controller.executor import Done, StepEvent, execute
 from app.controller.plan import ARTIFACT, UPLOAD, Plan
-from app.controller.planner import Answer, Controller
+from app.controller.planner import Answer, Controller, by_rules
 from app.controller.prototypes import PrototypeRouter
 from app.controller.recall import characters, messages, tokens
 from app.controller.routers import LanguageModelRouter, Router, RuleRouter
@@ -19,7 +19,7 @@ from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from pipelines.media import Artifact
 
-LANGUAGE_MODEL, READER, ENCODER = "language-model", "request-reader", "text-encoder"
+LANGUAGE_MODEL, READER, ENCODER, SLOTS = "language-model", "request-reader", "sentence-encoder", "slot-reader"
 MAX_REPLY_TOKENS = 200
 ENDPOINT_CHARACTERS = 8000  # of a chat: some 2000 tokens, half of what the smallest servers take
 MANNER = "You are the assistant of a studio that makes pictures. Answer in a few plain sentences."
@@ -33,9 +33,7 @@ class Assistant:
         settings = studio.settings
         self.endpoint: Endpoint | None = None
         manager = studio.manager
-        # The prototypes are of the lite profile's sentence embeddings.
-        embeds = settings.profile == "lite" and ENCODER in manager.specs
-        untaught = PrototypeRouter(lambda: manager.lease(ENCODER)) if embeds else RuleRouter()
+        untaught = PrototypeRouter(lambda: manager.lease(ENCODER)) if ENCODER in manager.specs else RuleRouter()
         router: Router = LanguageModelRouter(
             lambda: manager.lease(READER), lambda: _is_missing(manager, READER), untaught
         )
@@ -44,7 +42,8 @@ class Assistant:
                 settings.language_model_url, settings.language_model_name, settings.language_model_key
             )
             router = EndpointRouter(self.endpoint)
-        self.controller = Controller(studio.registry, router, studio.seconds)
+        slots = self._slots if SLOTS in manager.specs else by_rules
+        self.controller = Controller(studio.registry, router, studio.seconds, slots)
 
     @property
     def reader(self) -> str:
@@ -56,6 +55,12 @@ class Assistant:
     ) -> Answer:
         """What ``prompt`` comes to, nothing done yet. Raises :class:`UserError` only for a prompt beyond all bounds."""
         return self.controller.answer(conversation.request(prompt, uploads), seed)
+
+    def _slots(self, prompt: str, wanted: Sequence[str]) -> dict[str, str]:
+        manager = self.studio.manager
+        with manager.lease(ENCODER) as encoder, manager.lease(SLOTS) as reader:
+            words: dict[str, str] = reader.read(prompt, wanted, encoder)
+        return words
 
     def run(
         self,

@@ -105,7 +105,7 @@ def _lite() -> list[ModelSpec]:
         spec("crossflow", _load_crossflow, lossless="int8"),
         spec("autoencoder", _load_autoencoder),
         _small_language_model("language-model", "lite"),
-        _small_language_model("request-reader", "lite"),
+        *_request_models("lite"),
     ]
 
 
@@ -167,7 +167,21 @@ def _full(pixels: Pixels) -> list[ModelSpec]:
             bytes=FLOAT32_BYTES * 1_711_376_384,
             skeleton=_language_model_skeleton,
         ),
-        _small_language_model("request-reader", "full"),
+        *_request_models("full"),
+    ]
+
+
+def _request_models(profile: Profile) -> list[ModelSpec]:
+    """What requests are understood with, the same in both profiles."""
+
+    def spec(key: str, folder: str, load: Callable[[Path], object]) -> ModelSpec:
+        source = Bundled(folder)
+        return ModelSpec(key, profile, source, load, "Apache-2.0", bytes_in_memory(source.path))
+
+    return [
+        _small_language_model("request-reader", profile),
+        spec("sentence-encoder", "text-encoder-lite", _load_text_encoder),
+        spec("slot-reader", "slot-reader-lite", _load_slot_reader),
     ]
 
 
@@ -231,6 +245,12 @@ def _load_autoencoder(folder: Path) -> object:
     from models.autoencoder import load_autoencoder
 
     return load_autoencoder(folder)
+
+
+def _load_slot_reader(folder: Path) -> object:
+    from models.slot_reader import load_slot_reader
+
+    return load_slot_reader(folder)
 
 
 def _load_language_model(folder: Path) -> object:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from training.instructions import noise
-from training.instructions.fill import CLOSE, OPEN, Filling
+from training.instructions.fill import CLOSE, KINDS, OPEN, Filling
 from training.instructions.forms import form, plural, read_noun, with_an
 from training.instructions.grammar import GrammarError, Template, parse, read_labels, read_templates
 from training.instructions.language import LANGUAGES, Split, load, split_of
@@ -217,6 +217,10 @@ def check(row: Row) -> None:
     said = " ".join([row["prompt"], *(entry["title"] for entry in row["history"])]).lower()
     assert all(word in said and word == word.lower() for word in row.get("text", ()))
     assert row.get("text") != []
+    spoken = " ".join(row["prompt"][begin:end] for begin, end, _ in row.get("spans", ())).lower()
+    titles = " ".join(entry["title"] for entry in row["history"]).lower()
+    assert all(word in spoken or word in titles for word in row.get("text", ()))
+    assert all(set(kinds) <= set(KINDS) for _, _, kinds in row.get("spans", ()))
     assert not set(OPEN + CLOSE) & set(json.dumps(row))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from app.controller.compiler import GOAL, Goal, reachable
@@ -11,7 +11,7 @@ from app.controller.edits import chained, edits_said
 from app.controller.lexicon import PHRASES
 from app.controller.references import points_at_history, referred
 from app.controller.request import Item, Request
-from app.controller.slots import MAX_WORDS_LENGTH, Clause, clauses, mention
+from app.controller.slots import MAX_WORDS_LENGTH, QUOTED, Clause, clauses, mention
 from pipelines.base import Registry
 
 WORDS = "text:"
@@ -32,8 +32,13 @@ _CHANGE = re.compile(
 )
 
 
-def new_goals(request: Request, wanted: Sequence[str], registry: Registry) -> list[Goal]:
-    """One goal a medium of ``wanted``, in the order in which they are named; the later may be made from the earlier."""
+def new_goals(
+    request: Request, wanted: Sequence[str], registry: Registry, slots: Mapping[str, str] | None = None
+) -> list[Goal]:
+    """One goal a medium of ``wanted``, in the order in which they are named; the later may be made from the earlier.
+
+    ``slots``: the words for a medium, where they were read; rules find the others'.
+    """
     parts = clauses(request.prompt) or [Clause(request.prompt, "")]
     ordered = sorted(wanted, key=lambda medium: _position(parts, medium))
     goals: list[Goal] = []
@@ -50,8 +55,21 @@ def new_goals(request: Request, wanted: Sequence[str], registry: Registry) -> li
         elif source := _given(request, part, medium, registry, bool(part.content)):
             goals.append(Goal(medium, source))
         else:
-            goals.append(Goal(medium, _texts(words or request.prompt, medium, registry)))
+            told_whole = medium == "text" or QUOTED.search(request.prompt)
+            read = "" if told_whole else (slots or {}).get(medium, "")
+            read = with_details(read, parts) if len(wanted) == 1 else read
+            goals.append(Goal(medium, _texts(read or words or request.prompt, medium, registry)))
     return goals
+
+
+def with_details(read: str, parts: Sequence[Clause]) -> str:
+    """``read`` with what its clause says after it: of one thing, people add how it should be in words of any kind."""
+    first = read.split(", ")[0].lower()
+    for part in parts:
+        place = part.content.lower().find(first) if first else -1
+        if place >= 0:
+            return part.content[place:]
+    return read
 
 
 def again_goals(request: Request, registry: Registry) -> list[Goal]:

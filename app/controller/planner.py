@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from app.controller.compiler import Goal, NoRouteError, Seconds, compile_plan, reachable
@@ -16,6 +16,7 @@ from app.controller.request import Item, Request
 from app.controller.routers import Router
 from app.controller.rules import SURE, Scores
 from app.controller.slots import clauses
+from models.errors import UserError
 from pipelines.base import Registry
 
 KNOWN_MEDIA = ("text", "image", "audio", "video", "mesh")
@@ -52,11 +53,23 @@ class Answer:
     warnings: tuple[str, ...] = ()
 
 
-class Controller:
-    """Plans requests over ``registry``; ``seconds``: what a pipeline takes, for choosing between ways."""
+Slots = Callable[[str, Sequence[str]], Mapping[str, str]]
 
-    def __init__(self, registry: Registry, router: Router, seconds: Seconds) -> None:
-        self.registry, self.router, self.seconds = registry, router, seconds
+
+def by_rules(prompt: str, wanted: Sequence[str]) -> dict[str, str]:
+    """No slots read: the rules of ``slots.py`` find all words."""
+    return {}
+
+
+class Controller:
+    """Plans requests over ``registry``; ``seconds``: what a pipeline takes, for choosing between ways.
+
+    ``slots`` says which words of a prompt are for which of the media wanted, as far as it knows, and raises
+    :class:`UserError` where it cannot be asked.
+    """
+
+    def __init__(self, registry: Registry, router: Router, seconds: Seconds, slots: Slots = by_rules) -> None:
+        self.registry, self.router, self.seconds, self.slots = registry, router, seconds, slots
 
     @property
     def media(self) -> tuple[str, ...]:
@@ -75,6 +88,8 @@ class Controller:
         return replace(answer, warnings=(*answer.warnings, scores.note)) if scores.note else answer
 
     def _answered(self, request: Request, scores: Scores, seed: int) -> Answer:
+        if scores.in_doubt:
+            return self._ask(request, scores)
         wanted = tuple(medium for medium in self.media if scores.outputs.get(medium, 0.0) >= WANTED)
         match scores.act:
             case "undo":
@@ -94,7 +109,8 @@ class Controller:
     def _new(self, request: Request, wanted: tuple[str, ...], scores: Scores, seed: int) -> Answer:
         if _missing_reference(request):
             return Answer("ask", (), scores, sentence=NOTHING, choices=self._examples())
-        goals = new_goals(request, wanted, self.registry)
+        slots, note = self._read_slots(request, wanted)
+        goals = new_goals(request, wanted, self.registry, slots)
         if (
             PHRASES["all"].search(request.prompt)
             and not request.uploads
@@ -102,7 +118,15 @@ class Controller:
         ):
             able = [item for item in referred(request) if self._leads(item, wanted)]
             goals = for_every(goals, able[:MAX_AT_ONCE]) or goals
-        return self._compiled("new", wanted, with_changes(goals, request, self.registry), request, scores, seed)
+        answer = self._compiled("new", wanted, with_changes(goals, request, self.registry), request, scores, seed)
+        return replace(answer, warnings=(*answer.warnings, note)) if note else answer
+
+    def _read_slots(self, request: Request, wanted: Sequence[str]) -> tuple[Mapping[str, str], str]:
+        """The words by medium, and what has to be said where they could not be read."""
+        try:
+            return self.slots(request.prompt, wanted), ""
+        except UserError as error:
+            return {}, f"{error} Rules alone looked for what to make."
 
     def _leads(self, item: Item, wanted: Sequence[str]) -> bool:
         return set(wanted) <= reachable(item.medium, self.registry)
@@ -154,9 +178,8 @@ class Controller:
     def _ask(self, request: Request, scores: Scores, sentence: str = "") -> Answer:
         likely = sorted(scores.outputs, key=lambda medium: -scores.outputs[medium])
         doubtful = [medium for medium in likely if scores.outputs[medium] >= DOUBTFUL]
-        choices = tuple(
-            Choice(NAMES.get(m, m).capitalize(), f"{NAMES.get(m, m)} of {request.prompt}") for m in doubtful[:3]
-        )
+        words = next((part.content for part in clauses(request.prompt) if part.content), request.prompt)
+        choices = tuple(Choice(NAMES.get(m, m).capitalize(), f"{NAMES.get(m, m)} of {words}") for m in doubtful[:3])
         asked = sentence or "I am not sure what you want. A picture, a sound, a clip, a 3-D object, or words?"
         return Answer("ask", (), scores, sentence=asked, choices=choices or self._examples())
 

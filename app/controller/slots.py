@@ -12,7 +12,7 @@ from app.controller.lexicon import NOUNS, PERCEIVED, PHRASES, SCAFFOLD, VERBS
 
 MAX_WORDS_LENGTH = 300
 MAX_CLAUSES = 24  # nobody wishes for more at once, and looking for them takes time
-_QUOTED = re.compile(r"\"([^\"]+)\"|«([^»]+)»|„([^“\"]+)[“\"]")
+QUOTED = re.compile(r"\"([^\"]+)\"|«([^»]+)»|„([^“\"]+)[“\"]")
 _THEN = (
     r"(?:then|after that|afterwards|next|finally|dann|danach|puis|ensuite|luego|despu[eé]s|poi|dopo|depois|dan|daarna)"
 )
@@ -63,7 +63,7 @@ def clauses(prompt: str) -> list[Clause]:
 
 def content_of(clause: str) -> str:
     """``clause`` without what asks for it: "please draw me a picture of a red apple" gives "a red apple"."""
-    quoted = _QUOTED.search(clause)
+    quoted = QUOTED.search(clause)
     if quoted:
         return next(group for group in quoted.groups() if group)[:MAX_WORDS_LENGTH]
     perceived = any(pattern.search(clause) for pattern in PERCEIVED.values())

@@ -1,0 +1,118 @@
+"""Which words of a request are for which maker: a small transformer that tags them (fact sheet SwitchGPT, section 5).
+
+It reads the token states of the frozen text encoder, both ways, knows which media are wanted, and says of every token
+for each medium whether it belongs to what shall be made in it. The words are copied, never written anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from models.text_encoder import TextEncoder
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+MAX_TOKENS = 160
+ENCODER_LAYERS = (2, 4, 6)  # the earlier ones know better which word it is, the last what the sentence is about
+WORD = re.compile(r"\w+(?:['-]+\w+)*")
+JOINED_OVER = 2  # so many words between two that belong are taken as well: "a bell (in the) tower"
+
+
+class SlotReader(nn.Module):
+    """``media``: what is tagged for. ``width``: of the token states; the others are the transformer's own."""
+
+    def __init__(self, media: Sequence[str], width: int, hidden: int, layers: int, heads: int) -> None:
+        super().__init__()
+        self.config = {"media": list(media), "width": width, "hidden": hidden, "layers": layers, "heads": heads}
+        self.media = tuple(media)
+        self.enter = nn.Linear(width, hidden)
+        self.wanted = nn.Linear(len(media), hidden)
+        layer = nn.TransformerEncoderLayer(
+            hidden, heads, 2 * hidden, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
+        )
+        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(hidden), enable_nested_tensor=False)
+        self.tags = nn.Linear(hidden, len(media))
+
+    def forward(self, states: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
+        """Logits (B, L, media) from token states (B, L, width), their mask (B, L), 1 where a token is, and which media
+        are wanted (B, media), 1 or 0; all 0 where that is not known."""
+        entered = self.enter(states) + self.wanted(wanted)[:, None]
+        logits: Tensor = self.tags(self.encoder(entered, src_key_padding_mask=mask == 0))
+        return logits
+
+    @torch.no_grad()
+    def read(self, prompt: str, wanted: Sequence[str], encoder: TextEncoder) -> dict[str, str]:
+        """The words for each of ``wanted``, "" where there are none; nothing for a prompt beyond MAX_TOKENS.
+
+        A medium that was never taught gets what would be for any other.
+        """
+        coded = encoder.tokenizer(prompt, return_offsets_mapping=True)
+        if len(coded.input_ids) > MAX_TOKENS:
+            return {}
+        device = self.enter.weight.device
+        states, mask = token_states([prompt], encoder)
+        asked = torch.tensor([[float(medium in wanted) for medium in self.media]], device=device)
+        belongs = self(states.to(device), mask.to(device), asked)[0].sigmoid().cpu()
+        by_medium = {medium: belongs[:, place] for place, medium in enumerate(self.media)}
+        anyone = belongs.amax(1)
+        return {
+            medium: words_of(prompt, coded.offset_mapping, by_medium.get(medium, anyone).tolist()) for medium in wanted
+        }
+
+    def save(self, folder: Path) -> None:
+        """``config.json`` and ``model.safetensors``, float16."""
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n")
+        halves = {name: value.detach().half().contiguous() for name, value in self.state_dict().items()}
+        save_file(halves, folder / WEIGHTS)
+
+
+def load_slot_reader(folder: Path) -> SlotReader:
+    """What :meth:`SlotReader.save` wrote; float32 on the CPU."""
+    reader = SlotReader(**json.loads((folder / CONFIG).read_text()))
+    reader.load_state_dict(load_file(folder / WEIGHTS))
+    return reader.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def token_states(prompts: Sequence[str], encoder: TextEncoder) -> tuple[Tensor, Tensor]:
+    """The encoder's states of :data:`ENCODER_LAYERS` side by side (B, L, 3 d) float32, and the mask (B, L)."""
+    batch = encoder.tokenizer(list(prompts), padding=True, return_tensors="pt").to(encoder.model.device)
+    layers = encoder.model(**batch, output_hidden_states=True).hidden_states
+    return torch.cat([layers[number] for number in ENCODER_LAYERS], -1).float(), cast(Tensor, batch.attention_mask)
+
+
+def words_of(prompt: str, offsets: Sequence[tuple[int, int]], belongs: Sequence[float]) -> str:
+    """The words of ``prompt`` whose tokens, at ``offsets``, belong with one half or more on the mean.
+
+    Where only a word or two of the same sentence stand between two of them, those belong as well.
+    """
+    spans = [word.span() for word in WORD.finditer(prompt)]
+    chosen = [_mean(belongs, offsets, begin, end) >= 0.5 for begin, end in spans]
+    places = [place for place, one in enumerate(chosen) if one]
+    for before, after in pairwise(places):
+        between = prompt[spans[before][1] : spans[after][0]]
+        if after - before - 1 <= JOINED_OVER and not re.search(r"[,.:;!?]", between):
+            chosen[before:after] = [True] * (after - before)
+    parts: list[str] = []
+    start = None
+    for place, (begin, end) in enumerate(spans):
+        if chosen[place]:
+            start = begin if start is None else start
+            if place + 1 == len(spans) or not chosen[place + 1]:
+                parts.append(prompt[start:end])
+                start = None
+    return ", ".join(dict.fromkeys(parts))
+
+
+def _mean(belongs: Sequence[float], offsets: Sequence[tuple[int, int]], begin: int, end: int) -> float:
+    within = [value for value, (a, b) in zip(belongs, offsets, strict=True) if a < b and a < end and b > begin]
+    return sum(within) / len(within) if within else 0.0
