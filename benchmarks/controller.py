@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 
 from app.controller.plan import Plan, PlanError, check, medium_of
-from app.controller.planner import Answer, Controller
+from app.controller.planner import Answer, Controller, Slots, by_rules
 from app.controller.request import Request
 from app.controller.routers import Router
-from benchmarks.controller_rows import ROWS
+from benchmarks.controller_rows import NO_MODEL, ROWS, slot_words
 from benchmarks.report import RESULTS, save
 from models.errors import UserError
 from pipelines.base import Params, Pipeline, Registry, Route, installed_registry
@@ -91,8 +91,8 @@ def judge(row: dict[str, Any], answer: Answer, seconds: float) -> Row:
     )
 
 
-def evaluate(router: Router, rows: Sequence[dict[str, Any]]) -> list[Row]:
-    controller = Controller(whole_registry(), router, lambda pipeline: 1.0)
+def evaluate(router: Router, rows: Sequence[dict[str, Any]], slots: Slots = by_rules) -> list[Row]:
+    controller = Controller(whole_registry(), router, lambda pipeline: 1.0, slots)
     judged = []
     for row in rows:
         history = [(item["medium"], item["title"]) for item in row["history"]]
@@ -106,7 +106,7 @@ def evaluate(router: Router, rows: Sequence[dict[str, Any]]) -> list[Row]:
 
 def measured(name: str, rows: Sequence[dict[str, Any]]) -> tuple[list[Row], float]:
     """``rows`` answered by the router ``name``, and the most memory (MiB) that this process ever held (Linux)."""
-    judged = evaluate(ROWS[name](), rows)
+    judged = evaluate(ROWS[name](), rows, by_rules if name in NO_MODEL else slot_words())
     peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     assert peak
     return judged, int(peak[1]) / 1024

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.controller.endpoint import INSTRUCTION
-from app.controller.planner import KNOWN_MEDIA
+from app.controller.planner import KNOWN_MEDIA, Slots
 from app.controller.prototypes import PrototypeRouter
 from app.controller.request import ACTS, Request
 from app.controller.routers import LanguageModelRouter, Router, RuleRouter, as_read
@@ -122,8 +122,8 @@ class LogProbabilityRouter:
     name = "log-probability"
 
     def __init__(self, model: LanguageModel, rows: Sequence[dict[str, Any]]) -> None:
-        from training.controller import LABEL_WORDS
-        from training.prototypes import labels, request_of
+        from training.controller import LABEL_WORDS, request_of
+        from training.prototypes import labels
 
         self.model, self.words = model, LABEL_WORDS
         self.scale, self.bias = fitted(self.logits([request_of(row) for row in rows]), *labels(rows))
@@ -185,6 +185,16 @@ def head_int8() -> Router:
     return LanguageModelRouter(lambda: nullcontext(model), lambda: False, RuleRouter())
 
 
+def slot_words() -> Slots:
+    """The slot reader, as it is shipped."""
+    from models.slot_reader import load_slot_reader
+    from models.text_encoder import load_text_encoder
+
+    encoder, reader = load_text_encoder(ASSETS / "text-encoder-lite"), load_slot_reader(ASSETS / "slot-reader-lite")
+    return lambda prompt, wanted: reader.read(prompt, wanted, encoder)
+
+
+NO_MODEL = ("majority", "rules")  # whose words are found by rules as well
 # Each is built in a process of its own; UserError if what it needs is not on this machine.
 ROWS: dict[str, Callable[[], Router]] = {
     "majority": MajorityRouter,

@@ -15,11 +15,12 @@ class RequestHead(nn.Module):
     """State (B, d) float32 -> logits (B, outputs + acts): the outputs each for itself, the acts against each other.
 
     ``temperature`` (2,), one for the outputs and one for the acts, makes their probabilities honest (arXiv 1706.04599).
+    ``least``: how probable a whole reading has to be for something to be made of it; below, it is better to ask.
     """
 
-    def __init__(self, width: int, outputs: Sequence[str], acts: Sequence[str]) -> None:
+    def __init__(self, width: int, outputs: Sequence[str], acts: Sequence[str], least: float = 0.0) -> None:
         super().__init__()
-        self.outputs, self.acts = tuple(outputs), tuple(acts)
+        self.outputs, self.acts, self.least = tuple(outputs), tuple(acts), least
         self.linear = nn.Linear(width, len(outputs) + len(acts))
         self.temperature: Tensor
         self.register_buffer("temperature", torch.ones(2))
@@ -54,7 +55,7 @@ class RequestHead(nn.Module):
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        labels = {"outputs": self.outputs, "acts": self.acts}
+        labels = {"outputs": self.outputs, "acts": self.acts, "least": self.least}
         (folder / "head.json").write_text(json.dumps(labels, indent=2) + "\n")
         save_file(
             {name: value.detach().contiguous() for name, value in self.state_dict().items()},
@@ -66,6 +67,6 @@ def load_request_head(folder: Path) -> RequestHead:
     """What :meth:`RequestHead.save` wrote; raises ``OSError``, ``KeyError`` or ``RuntimeError`` where it is none."""
     labels = json.loads((folder / "head.json").read_text())
     tensors = load_file(folder / "head.safetensors")
-    head = RequestHead(tensors["linear.weight"].shape[1], labels["outputs"], labels["acts"])
+    head = RequestHead(tensors["linear.weight"].shape[1], labels["outputs"], labels["acts"], labels["least"])
     head.load_state_dict(tensors)
     return head.eval().requires_grad_(False)

@@ -14,6 +14,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from app.controller.planner import KNOWN_MEDIA as OUTPUTS
+from app.controller.planner import WANTED
 from app.controller.request import ACTS, Request
-from app.controller.routers import as_read
+from app.controller.routers import as_read, steadied
+from app.controller.rules import Scores
 from models.adapter import Adapter, new_adapter
 from models.language_model import LanguageModel
 from models.request_head import RequestHead
@@ -32,9 +35,10 @@ from training.loop import STATE, Metrics, Schedule, train
 from training.publish import write_sums
 
 WEIGHTS = Path("assets/weights/controller-lite")
-SEED, BATCH, COUNT, MAX_TOKENS = 31, 32, 20_000, 512
+SEED, BATCH, COUNT, MAX_TOKENS = 31, 32, 40_000, 512
 UPPER_BLOCKS = 10
 RANK, ALPHA = 16, 32.0
+LEAST = tuple(step / 20 for step in range(16))  # tried for when to ask
 LABEL_WORDS = (
     " text",
     " image",
@@ -106,7 +110,7 @@ def request_loss(logits: Tensor, outputs: Tensor, acts: Tensor) -> tuple[Tensor,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=2400)
     parser.add_argument("--lr", type=float, default=4e-4)
     parser.add_argument("--scoring", choices=["head", "labels"], default="head")
     arguments = parser.parse_args()
@@ -114,7 +118,7 @@ def main() -> None:
     chosen = {
         split: np.array([i for i, row in enumerate(rows) if row["split"] == split]) for split in ("train", "validation")
     }
-    texts = [read_text(row) for row in rows]
+    texts = [as_read(request_of(row)) for row in rows]
     outputs = torch.tensor([[float(medium in row["outputs"]) for medium in OUTPUTS] for row in rows])
     acts = torch.tensor([ACTS.index(row["act"]) for row in rows])
 
@@ -160,6 +164,7 @@ def main() -> None:
     trainee.load_state_dict(weights)
     logits = predictions(model, trainee, states, chosen["validation"])
     head.calibrate(logits, outputs[chosen["validation"]], acts[chosen["validation"]])
+    head.least = fitted_least(head, logits, [rows[i] for i in chosen["validation"]])
     folder = WEIGHTS if arguments.scoring == "head" else STATE / name / "weights"
     adapter.save(folder)
     head.save(folder)
@@ -176,10 +181,41 @@ def base_model() -> LanguageModel:
     return load_language_model(files.folder)
 
 
-def read_text(row: dict[str, Any]) -> str:
-    """A row as the language model reads it."""
-    history = [(item["medium"], item["title"]) for item in row["history"]]
-    return as_read(Request.of(row["prompt"], row["inputs"], history))
+def request_of(row: dict[str, Any]) -> Request:
+    return Request.of(row["prompt"], row["inputs"], [(item["medium"], item["title"]) for item in row["history"]])
+
+
+def understood(scores: Scores) -> set[str]:
+    """The media that the controller takes these scores for."""
+    if scores.act in ("select", "undo", "ask") or scores.in_doubt:
+        return set()
+    return {"text"} if scores.act == "chat" else {medium for medium, p in scores.outputs.items() if p >= WANTED}
+
+
+@torch.no_grad()
+def fitted_least(head: RequestHead, logits: Tensor, rows: Sequence[dict[str, Any]]) -> float:
+    """The least probability of a reading at which something should be made, from the logits (N, 12) of ``rows``.
+
+    What is wanted counts one, what is not wanted counts against it, and a question counts nothing.
+    """
+    wanted, act = head.split(logits)
+    read = [
+        steadied(
+            request_of(row),
+            OUTPUTS,
+            dict(zip(head.outputs, one.tolist(), strict=True)),
+            dict(zip(head.acts, other.tolist(), strict=True)),
+            0.0,
+        )
+        for row, one, other in zip(rows, wanted.sigmoid(), act.softmax(1), strict=True)
+    ]
+    worth = {}
+    for least in LEAST:
+        understood_as = [understood(replace(scores, least=least)) for scores in read]
+        pairs = [(made, set(row["outputs"])) for made, row in zip(understood_as, rows, strict=True)]
+        worth[least] = sum((made == right) - bool(made - right) for made, right in pairs) / len(pairs)
+    print(json.dumps({"worth": worth}))
+    return max(worth, key=worth.__getitem__)
 
 
 @torch.no_grad()

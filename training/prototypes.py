@@ -12,19 +12,17 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from app.controller.planner import KNOWN_MEDIA as OUTPUTS
-from app.controller.planner import WANTED
 from app.controller.prototypes import KINDS, Prototypes, decided, features_of
-from app.controller.request import ACTS, Request
+from app.controller.request import ACTS
 from app.controller.rules import Scores, rule_scores
 from models.text_encoder import load_text_encoder
-from training.controller import request_loss
+from training.controller import request_loss, request_of, understood
 from training.instructions.rows import Row
 from training.instructions.rows import rows as instructions
 from training.publish import write_sums
@@ -85,17 +83,6 @@ def exact(scores: Sequence[Scores], rows: Sequence[Row]) -> float:
 
 def right_acts(scores: Sequence[Scores], rows: Sequence[Row]) -> float:
     return _share([one.act == row["act"] for one, row in zip(scores, rows, strict=True)])
-
-
-def understood(scores: Scores) -> set[str]:
-    """The media that the controller takes these scores for."""
-    if scores.act in ("select", "undo", "ask"):
-        return set()
-    return {"text"} if scores.act == "chat" else {medium for medium, p in scores.outputs.items() if p >= WANTED}
-
-
-def request_of(row: dict[str, Any]) -> Request:
-    return Request.of(row["prompt"], row["inputs"], [(item["medium"], item["title"]) for item in row["history"]])
 
 
 def labels(rows: Sequence[Row]) -> tuple[Tensor, Tensor]:

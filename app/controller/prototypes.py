@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -104,7 +103,7 @@ def decided(ruled: Scores, read: Scores, doubted: float) -> Scores:
     Media that were never taught are the rules' in either case.
     """
     named = max(ruled.outputs.values(), default=0) >= SURE
-    if ruled.act in EXPLICIT or (named and _probability(read) < doubted):
+    if ruled.act in EXPLICIT or (named and read.probability < doubted):
         return ruled
     return Scores({medium: read.outputs.get(medium, p) for medium, p in ruled.outputs.items()}, read.acts)
 
@@ -150,8 +149,3 @@ def _embeddings(texts: Sequence[str], encoder: TextEncoder) -> Tensor:
     parts = [order[start : start + BATCH] for start in range(0, len(order), BATCH)]
     rows = [encoder.sentence_embeddings([texts[i] for i in part], len(tokens[part[-1]])) for part in parts]
     return torch.cat(rows).cpu()[torch.tensor(order).argsort()]
-
-
-def _probability(read: Scores) -> float:
-    """Of the whole reading, as if its parts were independent."""
-    return math.prod([max(read.acts.values()), *(max(p, 1 - p) for p in read.outputs.values())])

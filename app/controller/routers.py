@@ -67,16 +67,22 @@ class LanguageModelRouter:
         try:
             with self.lease() as model:
                 outputs, acts = model.read(as_read(request))
+                least = model.head.least if model.head else 0.0
         except UserError as error:
             log.warning("%s read the request: %s", self.otherwise.name, error)
             note = f"{error} This request was read without the language model."
             return replace(self.otherwise.score(request, media), note=note)
-        ruled = rule_scores(request, media)
-        share = FOREIGN_RULES_SHARE if is_foreign(request.prompt) else RULES_SHARE
-        return Scores(
-            {medium: _mixed(outputs.get(medium), ruled.outputs[medium], share) for medium in media},
-            _mixed_acts(acts, ruled.acts, share),
-        )
+        return steadied(request, media, outputs, acts, least)
+
+
+def steadied(
+    request: Request, media: Sequence[str], outputs: Mapping[str, float], acts: Mapping[str, float], least: float
+) -> Scores:
+    """What a language model read, ``outputs`` and ``acts``, with the rules' reading mixed in."""
+    ruled = rule_scores(request, media)
+    share = FOREIGN_RULES_SHARE if is_foreign(request.prompt) else RULES_SHARE
+    mixed = {medium: _mixed(outputs.get(medium), ruled.outputs[medium], share) for medium in media}
+    return Scores(mixed, _mixed_acts(acts, ruled.acts, share), least=least)
 
 
 def _mixed(read: float | None, ruled: float, share: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,16 +24,28 @@ _MAKE_IT = re.compile(r"^(?:please\s+)?(?:make|turn|paint|colou?r)\s+(?:it|that|
 class Scores:
     """Probabilities: of each medium to be wanted (they need not sum to one), and of each act (they do).
 
-    ``note``: what the person should know of how the request was read.
+    ``note``: what the person should know of how the request was read. ``least``: how probable a reading has to be for
+    something to be made of it.
     """
 
     outputs: dict[str, float]
     acts: dict[str, float]
     note: str = ""
+    least: float = 0.0
 
     @property
     def act(self) -> str:
         return max(self.acts, key=self.acts.__getitem__)
+
+    @property
+    def probability(self) -> float:
+        """Of the likeliest reading as a whole, as if its parts were independent."""
+        return math.prod([max(self.acts.values()), *(max(p, 1 - p) for p in self.outputs.values())])
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether it is better to ask than to make something new."""
+        return self.act == "new" and self.probability < self.least
 
 
 def rule_scores(request: Request, media: Sequence[str], note: str = "") -> Scores:
