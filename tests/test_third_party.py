@@ -67,11 +67,12 @@ def test_a_later_turn_takes_what_an_earlier_one_made(studio: Studio) -> None:
     first = assistant.answer(conversation, REQUEST)
     assert first.plan is not None
     [scent] = [event.result.artifact for event in assistant.run(conversation, first.plan) if isinstance(event, Done)]
+    notes = json.loads(scent.encode(".scent"))["notes"]
     second = assistant.answer(conversation, "describe the scent")
     assert second.plan is not None, second.sentence
     assert [(step.op, step.inputs) for step in second.plan.steps] == [("nose", ("@1",))]
     [words] = [event.result.artifact for event in assistant.run(conversation, second.plan) if isinstance(event, Done)]
-    assert isinstance(words, Text) and words.text == f"It smells of {', '.join(scent.notes)}."
+    assert isinstance(words, Text) and words.text == f"It smells of {', '.join(notes)}."
 
 
 def test_its_files_are_read_and_attached(studio: Studio, tmp_path: Path) -> None:

@@ -1,0 +1,210 @@
+"""Describe: what a picture shows, what a sound is of, and both for a clip, in one plain sentence each.
+
+A vector of the picture-text or the sound-text space goes to a captioner (ClipCap, arXiv 2111.09734). One that reads
+pictures themselves, as BLIP does, needs no space.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, cast
+
+import numpy as np
+import torch
+from PIL import Image as PillowImage
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.errors import UserError
+from models.mel import MelConfig, log_mel
+from pipelines.base import VERSION, Event, Lender, Params, Pipeline, Produced, Progress, Route, Runtime, precision
+from pipelines.edits.audio import at_speed
+from pipelines.media import Artifact, Audio, Image, Provenance, Text, Video
+from pipelines.sounds import picture_vector
+
+if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere listing need not spend
+    from models.captioner import Captioner, Description, PublishedCaptioner
+    from models.sound_text import SoundText
+
+MOST_WINDOWS = 8  # of a sound that are listened to
+MOST_FRAMES = 8  # of a clip that a captioner reads
+LEVEL = 0.5  # peak of a sound that is listened to; clips in training have 0.1 to 0.9
+SILENCE = 1e-4  # peak, -80 decibels, below which nothing is heard
+
+
+class DescribeParams(Params):
+    nearest: int = Field(5, ge=0, le=20, description="How many of the nearest concepts are named.")
+
+
+class Describe(Pipeline):
+    name = "describe"
+    title = "Describe in words"
+    summary = "Show a picture or a clip, or play a sound, and read what it is, how sure that is and what comes near."
+    routes = (Route(("image",), "text"), Route(("audio",), "text"), Route(("video",), "text"))
+    params_type = DescribeParams
+    models: ClassVar[tuple[str, ...]] = ("picture-text", "picture-captioner", "sound-text", "sound-captioner")
+
+    def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+        nearest = cast(DescribeParams, params).nearest
+        given = [sight_and_sound(item) for item in inputs]
+        yield Progress(0, len(given), "Loading models")
+        with ExitStack() as stack:
+            see = _sight(runtime, stack, nearest) if any(sight for sight, _ in given) else None
+            hear = _hearing(runtime, stack, nearest) if any(sound for _, sound in given) else None
+            for number, (item, (sight, sound)) in enumerate(zip(inputs, given, strict=True)):
+                runtime.raise_if_cancelled()
+                seen = see.describe(sight) if see and sight else None
+                heard = hear.describe(sound) if hear and sound else None
+                yield Progress(number + 1, len(given), "Putting it into words")
+                keys = (*(see.keys if see and sight else ()), *(hear.keys if hear and sound else ()))
+                made_by = self._provenance(item[0], params, runtime.models, keys)
+                yield Produced(Text(in_words(seen, heard), provenance=made_by))
+
+    def _provenance(self, given: Artifact, params: Params, lender: Lender, keys: Sequence[str]) -> Provenance:
+        """Of the models that described ``given`` alone: the others may be large, and need not even be there."""
+        return Provenance(
+            pipeline=self.name,
+            inputs=({"medium": given.medium, "hash": given.content_hash()},),
+            params=params.model_dump(mode="json", exclude={"seed"}),
+            seed=params.seed,
+            parents=(given.content_hash(),),
+            models=tuple(lender.record(key) for key in keys),
+            version=VERSION,
+        )
+
+
+# --------------------------------------------------------------------------------------------------------------- words
+
+
+def in_words(seen: Description | None, heard: Description | None) -> str:
+    """At least one of the two as text: a line of sentences, then a line for each on how sure it is."""
+    if seen and heard:
+        of_sound = f"perhaps {_said(heard)}" if not heard.sure else _said(heard)
+        first = f"{_sentence(seen)}. It sounds like {of_sound}."
+        return f"{first}\nSeen: {_details(seen)}\nHeard: {_details(heard)}"
+    [only] = [described for described in (seen, heard) if described]
+    return f"{_sentence(only)}\n{_details(only)}"
+
+
+def _sentence(described: Description) -> str:
+    return _said(described) if described.sure else f"Perhaps {_said(described)}"
+
+
+def _said(described: Description) -> str:
+    return described.sentence or "nothing that has a name"
+
+
+def _details(described: Description) -> str:
+    nearest = ", ".join(f"{concept.name} {concept.cosine:.2f}" for concept in described.nearest)
+    return f"Confidence {100 * described.confidence:.0f} %." + (f" Nearest concepts: {nearest}." if nearest else "")
+
+
+# --------------------------------------------------------------------------------------------------------------- media
+
+
+def sight_and_sound(item: Sequence[Artifact]) -> tuple[Image | Video | None, Audio | None]:
+    """What is to be looked at and listened to in the one thing given; at least one of them.
+
+    A clip whose sound is silent is only looked at. Raises :class:`UserError` for a sound that is, and for other media.
+    """
+    [given] = item
+    if isinstance(given, Image):
+        return given, None
+    if isinstance(given, Video):
+        return given, given.audio if given.audio and _is_heard(given.audio) else None
+    if not isinstance(given, Audio):
+        raise UserError(f"A picture, a sound or a clip is needed here, not {given.medium}.", "Attach one.")
+    if not _is_heard(given):
+        raise UserError("The sound is silent.", "Use one in which something can be heard.")
+    return None, given
+
+
+def _is_heard(sound: Audio) -> bool:
+    return bool(np.abs(sound.samples.mean(0)).max() > SILENCE)
+
+
+@dataclass(frozen=True)
+class Sense:
+    """``describe``: what describes a thing with the leased models ``keys``."""
+
+    describe: Callable[[Any], Description]
+    keys: tuple[str, ...]
+
+
+def _sight(runtime: Runtime, stack: ExitStack, nearest: int) -> Sense:
+    """For pictures and clips; its models are leased for as long as the ``stack`` lasts."""
+    captioner = stack.enter_context(runtime.lease("picture-captioner"))
+    if captioner.reads == "pictures":
+        return Sense(
+            lambda shown: _described(captioner, frames_of(shown, captioner.side), nearest, runtime),
+            ("picture-captioner",),
+        )
+    space = stack.enter_context(runtime.lease("picture-text"))
+    return Sense(
+        lambda shown: _described(captioner, picture_vector(space, shown, runtime), nearest, runtime),
+        ("picture-text", "picture-captioner"),
+    )
+
+
+def _hearing(runtime: Runtime, stack: ExitStack, nearest: int) -> Sense:
+    """The same for sounds."""
+    captioner = stack.enter_context(runtime.lease("sound-captioner"))
+    space = stack.enter_context(runtime.lease("sound-text"))
+    return Sense(
+        lambda sound: _described(captioner, sound_vector(space, sound, runtime), nearest, runtime),
+        ("sound-text", "sound-captioner"),
+    )
+
+
+def _described(captioner: Captioner | PublishedCaptioner, given: Tensor, nearest: int, runtime: Runtime) -> Description:
+    if captioner.reads == "vectors" and captioner.config.width != len(given):
+        raise UserError(
+            f"The captioner reads vectors of {captioner.config.width} dimensions, and its space has {len(given)}.",
+            "Take both from the same training.",
+        )
+    with precision(runtime.models):
+        [described] = captioner.describe([given.to(runtime.models.device)], nearest)
+    return described
+
+
+def frames_of(shown: Image | Video, side: int) -> Tensor:
+    """(T, 3, S, S) float32 in [-1, 1], squeezed to S = ``side``: a picture, or up to 8 frames over all of a clip."""
+    if isinstance(shown, Image):
+        frames = shown.pixels[None]
+    else:
+        count = min(MOST_FRAMES, len(shown.frames))
+        frames = shown.frames[np.linspace(0, len(shown.frames) - 1, count).round().astype(int)]
+    size, bicubic = (side, side), PillowImage.Resampling.BICUBIC
+    squeezed = np.stack([np.asarray(PillowImage.fromarray(frame).resize(size, bicubic)) for frame in frames])
+    return torch.from_numpy(squeezed).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def sound_vector(space: SoundText, sound: Audio, runtime: Runtime) -> Tensor:
+    """The unit vector (D,) of a sound: the mean of those of its windows, as for the frames of a clip."""
+    windows = windows_of(sound, space.mel, space.mel.samples(space.frames)).to(runtime.models.device)
+    with precision(runtime.models), torch.no_grad():
+        vectors = [space.embed_sounds(log_mel(part, space.mel)) for part in windows.split(runtime.micro_batch)]
+    return F.normalize(torch.cat(vectors).float().mean(0), dim=0)
+
+
+def windows_of(sound: Audio, mel: MelConfig, samples: int) -> Tensor:
+    """(W, samples) float32 at the rate of ``mel``, with a peak of ``LEVEL`` over all: the mean of the channels.
+
+    A sound that is longer than one window is listened to in up to 8, spread evenly over all of it; only these are
+    resampled. A shorter one is followed by silence.
+    """
+    length = max(1, round(samples / mel.sample_rate * sound.sample_rate))
+    total = sound.samples.shape[1]
+    count = min(MOST_WINDOWS, -(-total // length))
+    starts = np.linspace(0, max(0, total - length), count).round().astype(int)
+    heard = []
+    for start in starts:
+        part = Audio(sound.samples[:, start : start + length].mean(0, keepdims=True), sound.sample_rate)
+        # At this speed it has as many samples a second as the mel wants.
+        resampled = at_speed(part, sound.sample_rate / mel.sample_rate).samples[0, :samples]
+        heard.append(np.pad(resampled, (0, samples - len(resampled))))
+    windows = torch.from_numpy(np.stack(heard))
+    return windows * (LEVEL / windows.abs().max().clamp(min=SILENCE))
