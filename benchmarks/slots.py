@@ -47,9 +47,12 @@ class GivenRouter:
 def told(row: Row, controller: Controller) -> dict[str, str]:
     """The words that each medium's maker gets."""
     plan = controller.answer(request_of(row)).plan
-    steps = plan.steps if plan else ()
-    steps = [step for step in steps if any(source.startswith("text:") for source in step.inputs)]
-    return {s.output: " ".join(i.removeprefix("text:") for i in s.inputs if i.startswith("text:")) for s in steps}
+    words: dict[str, str] = {}
+    for step in plan.steps if plan else ():
+        texts = [source.removeprefix("text:") for source in step.inputs if source.startswith("text:")]
+        if texts:
+            words[step.output] = " ".join(texts)
+    return words
 
 
 def judged(rows: Sequence[Row], slots: Slots) -> dict[str, Any]:

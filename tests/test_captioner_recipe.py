@@ -7,6 +7,7 @@ import json
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -240,7 +241,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for style in range(2)
     ]
     stamp = {"image": picture((1, 2, 3)), "caption": "A flute.", "name": "flute", "style": "photo"}
-    clips = [
+    clips: list[dict[str, Any]] = [
         {
             "class": NAMES[index % 4],
             "caption": f"a {NAMES[index % 4]} playing the note {'ABC'[index % 3]}",

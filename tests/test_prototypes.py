@@ -31,6 +31,7 @@ from models.errors import UserError
 from models.sources import ASSETS, Folder, Source
 from models.text_encoder import TextEncoder, load_text_encoder
 from training import prototypes as recipe
+from training.controller import request_of
 from training.instructions.rows import rows
 
 ENCODER = ASSETS / "text-encoder-lite"
@@ -61,7 +62,7 @@ def reading(act: str, *outputs: str, sure: float = 0.9) -> Scores:
 def test_more_unseen_wordings_are_understood_than_by_rules_alone(encoder: TextEncoder) -> None:
     unseen = [row for row in rows(1500, seed=77) if row["split"] == "validation"]
     shares = [
-        recipe.exact([router.score(recipe.request_of(row), KNOWN_MEDIA) for row in unseen], unseen)
+        recipe.exact([router.score(request_of(row), KNOWN_MEDIA) for row in unseen], unseen)
         for router in (router_of(encoder), RuleRouter())
     ]
     assert shares[0] > shares[1] + 0.04
