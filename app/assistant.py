@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from typing import TYPE_CHECKING
 
 from app.controller.conversation import Conversation
 from app.controller.endpoint import Endpoint, EndpointRouter
@@ -17,9 +18,13 @@ from app.controller.routers import LanguageModelRouter, Router, RuleRouter
 from app.studio import Studio, reporting
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
+from models.sources import Bundled
 from pipelines.media import Artifact
 
-LANGUAGE_MODEL, READER, ENCODER, SLOTS = "language-model", "request-reader", "sentence-encoder", "slot-reader"
+if TYPE_CHECKING:  # its import takes seconds
+    from models.slot_reader import SlotReader
+
+LANGUAGE_MODEL, READER, ENCODER = "language-model", "request-reader", "sentence-encoder"
 MAX_REPLY_TOKENS = 200
 ENDPOINT_CHARACTERS = 8000  # of a chat: some 2000 tokens, half of what the smallest servers take
 MANNER = "You are the assistant of a studio that makes pictures. Answer in a few plain sentences."
@@ -42,7 +47,8 @@ class Assistant:
                 settings.language_model_url, settings.language_model_name, settings.language_model_key
             )
             router = EndpointRouter(self.endpoint)
-        slots = self._slots if SLOTS in manager.specs else by_rules
+        slots = self._slots if ENCODER in manager.specs else by_rules
+        self._slot_reader: SlotReader | None = None
         self.controller = Controller(studio.registry, router, studio.seconds, slots)
 
     @property
@@ -58,9 +64,14 @@ class Assistant:
 
     def _slots(self, prompt: str, wanted: Sequence[str]) -> dict[str, str]:
         manager = self.studio.manager
-        with manager.lease(ENCODER) as encoder, manager.lease(SLOTS) as reader:
-            words: dict[str, str] = reader.read(prompt, wanted, encoder)
-        return words
+        from models.slot_reader import load_slot_reader
+
+        # Eight megabytes, in float32 always: kept here, as the prototypes are by their router.
+        reader = self._slot_reader = self._slot_reader or load_slot_reader(
+            Bundled("slot-reader-lite").resolve(lambda fraction, message: None).folder
+        )
+        with manager.lease(ENCODER) as encoder:
+            return reader.read(prompt, wanted, encoder)
 
     def run(
         self,
