@@ -63,14 +63,14 @@ class Assistant:
         return self.controller.answer(conversation.request(prompt, uploads), seed)
 
     def _slots(self, prompt: str, wanted: Sequence[str]) -> dict[str, str]:
-        manager = self.studio.manager
+        """The words for each medium. Raises :class:`UserError` where reader or text encoder cannot be had."""
         from models.slot_reader import load_slot_reader
 
-        # Eight megabytes, in float32 always: kept here, as the prototypes are by their router.
+        # Eight megabytes. Not behind the manager: in its half precision torch's attention fails.
         reader = self._slot_reader = self._slot_reader or load_slot_reader(
             Bundled("slot-reader-lite").resolve(lambda fraction, message: None).folder
         )
-        with manager.lease(ENCODER) as encoder:
+        with self.studio.manager.lease(ENCODER) as encoder:
             return reader.read(prompt, wanted, encoder)
 
     def run(

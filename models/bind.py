@@ -21,14 +21,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import ClapAudioConfig, ClapAudioModelWithProjection, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import ClapAudioConfig, CLIPVisionConfig, CLIPVisionModelWithProjection
 from transformers.audio_utils import mel_filter_bank
 
 from models.errors import UserError
-from models.mel import MelConfig, load_mel_config, log_mel
+from models.mel import MelConfig, log_mel
+from models.sound_text import SoundTower
 
 CONFIG, WEIGHTS, PUBLISHED_WEIGHTS = "config.json", "model.safetensors", "pytorch_model.bin"
 SAMPLE_RATE = 16_000
@@ -62,20 +62,12 @@ def nearest(query: Tensor, vectors: Tensor, k: int) -> tuple[Tensor, Tensor]:
 # ---------------------------------------------------------------------------------------------------------------- ours
 
 
-class BindAudio(Bind):
-    """Sounds through CLAP's audio tower (HTSAT) at CLAP-lite's size, projected into a frozen picture-text space.
-
-    ``frames``: those of one window, all that the tower hears at a time.
-    """
+class BindAudio(SoundTower, Bind):
+    """Sounds through the tower of CLAP-lite, projected into a frozen picture-text space. A window has ``frames``."""
 
     def __init__(self, config: ClapAudioConfig, mel: MelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.mel = mel
+        super().__init__(config, mel)
         self.width = config.projection_dim
-        self.frames = config.spec_size * (config.spec_size // config.num_mel_bins)
-        self.audio = ClapAudioModelWithProjection(config)
-        self.log_scale = nn.Parameter(torch.tensor(2.66))  # CLIP's temperature of 0.07 to begin with
 
     def embed(self, media: Tensor) -> Tensor:
         """Waveforms (B, N) in [-1, 1] at ``mel.sample_rate``, N > 0 -> unit vectors (B, D) float32.
@@ -86,39 +78,13 @@ class BindAudio(Bind):
         """
         _require_waveforms(media)
         parts = windows(media.float(), self.mel.samples(self.frames))
-        vectors = self.embed_mels(log_mel(parts.flatten(0, 1), self.mel))
+        vectors = self.embed_sounds(log_mel(parts.flatten(0, 1), self.mel))
         return F.normalize(vectors.unflatten(0, parts.shape[:2]).mean(1), dim=-1)
-
-    def embed_mels(self, mels: Tensor) -> Tensor:
-        """Standardised log-mels (B, F, M) with F = ``frames`` -> unit vectors (B, D) float32.
-
-        Raises :class:`ValueError` for other shapes.
-        """
-        if mels.ndim != 3 or mels.shape[1:] != (self.frames, self.mel.bands):
-            raise ValueError(f"expected (B, {self.frames}, {self.mel.bands}), not {tuple(mels.shape)}")
-        return F.normalize(self.audio(input_features=mels[:, None]).audio_embeds.float(), dim=-1)
-
-    @property
-    def scale(self) -> Tensor:
-        """What cosines are multiplied by before a softmax: at most 100, as in CLIP."""
-        return self.log_scale.exp().clamp(max=100)
-
-    def save_pretrained(self, folder: Path) -> None:
-        """``config.json``, ``mel.json`` and ``model.safetensors`` in float16."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self.config.to_json_file(folder / CONFIG)
-        self.mel.save(folder)
-        values = {name: value.contiguous() for name, value in self.state_dict().items()}
-        halves = {name: value.half() if value.is_floating_point() else value for name, value in values.items()}
-        save_file(halves, folder / WEIGHTS)
 
 
 def load_bind_audio(folder: Path) -> BindAudio:
-    """A folder as :meth:`BindAudio.save_pretrained` writes it; float32 on the CPU."""
-    config = ClapAudioConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    model = BindAudio(config, load_mel_config(folder))
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval()
+    """A folder of our encoder of sounds; float32 on the CPU."""
+    return BindAudio.load(folder)
 
 
 def windows(waveforms: Tensor, samples: int) -> Tensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import cast
+from typing import Self, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -22,8 +22,11 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SENTENCE_WIDTH = 384
 
 
-class SoundText(nn.Module):
-    """A space of ``config.projection_dim`` dimensions. ``frames``: the most frames that a sound may have."""
+class SoundTower(nn.Module):
+    """CLAP's audio tower over ``mel``, into ``config.projection_dim`` dimensions, and the temperature to train it with.
+
+    ``frames``: the most frames that a sound may have.
+    """
 
     def __init__(self, config: ClapAudioConfig, mel: MelConfig) -> None:
         super().__init__()
@@ -31,7 +34,6 @@ class SoundText(nn.Module):
         self.mel = mel
         self.frames = config.spec_size * (config.spec_size // config.num_mel_bins)
         self.audio = ClapAudioModelWithProjection(config)
-        self.text = nn.Sequential(nn.Linear(SENTENCE_WIDTH, 512), nn.GELU(), nn.Linear(512, config.projection_dim))
         self.log_scale = nn.Parameter(torch.tensor(2.66))  # CLIP's temperature of 0.07 to begin with
 
     def embed_sounds(self, mels: Tensor) -> Tensor:
@@ -42,10 +44,6 @@ class SoundText(nn.Module):
         if mels.ndim != 3 or mels.shape[1:] != (self.frames, self.mel.bands):
             raise ValueError(f"expected (B, {self.frames}, {self.mel.bands}), not {tuple(mels.shape)}")
         return F.normalize(self.audio(input_features=mels[:, None]).audio_embeds.float(), dim=-1)
-
-    def embed_sentences(self, sentence_embeddings: Tensor) -> Tensor:
-        """Unit vectors of the text encoder (B, 384) -> unit vectors (B, D) float32."""
-        return F.normalize(cast(Tensor, self.text(sentence_embeddings)).float(), dim=-1)
 
     @property
     def scale(self) -> Tensor:
@@ -61,10 +59,26 @@ class SoundText(nn.Module):
         halves = {name: value.half() if value.is_floating_point() else value for name, value in values.items()}
         save_file(halves, folder / WEIGHTS)
 
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """A folder as :meth:`save_pretrained` writes it; float32 on the CPU."""
+        model = cls(ClapAudioConfig.from_dict(json.loads((folder / CONFIG).read_text())), load_mel_config(folder))
+        model.load_state_dict(load_file(folder / WEIGHTS))
+        return model.eval()
+
+
+class SoundText(SoundTower):
+    """A space of sounds and sentences."""
+
+    def __init__(self, config: ClapAudioConfig, mel: MelConfig) -> None:
+        super().__init__(config, mel)
+        self.text = nn.Sequential(nn.Linear(SENTENCE_WIDTH, 512), nn.GELU(), nn.Linear(512, config.projection_dim))
+
+    def embed_sentences(self, sentence_embeddings: Tensor) -> Tensor:
+        """Unit vectors of the text encoder (B, 384) -> unit vectors (B, D) float32."""
+        return F.normalize(cast(Tensor, self.text(sentence_embeddings)).float(), dim=-1)
+
 
 def load_sound_text(folder: Path) -> SoundText:
-    """A folder as :meth:`SoundText.save_pretrained` writes it; float32 on the CPU."""
-    config = ClapAudioConfig.from_dict(json.loads((folder / CONFIG).read_text()))
-    model = SoundText(config, load_mel_config(folder))
-    model.load_state_dict(load_file(folder / WEIGHTS))
-    return model.eval()
+    """A folder of CLAP-lite; float32 on the CPU."""
+    return SoundText.load(folder)

@@ -122,7 +122,7 @@ def test_other_numbers_and_spectrograms_are_refused() -> None:
         tiny().embed(torch.full((1, WINDOW), torch.nan))
     for shape in [(1, 255, 64), (1, 256, 40), (256, 64)]:
         with pytest.raises(ValueError, match=r"expected \(B, 256, 64\)"):
-            tiny().embed_mels(torch.zeros(shape))
+            tiny().embed_sounds(torch.zeros(shape))
 
 
 @torch.no_grad()

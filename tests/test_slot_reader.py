@@ -10,16 +10,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.controller.goals import new_goals
+from app.assistant import Assistant
+from app.controller.goals import new_goals, with_details
 from app.controller.planner import KNOWN_MEDIA as MEDIA
 from app.controller.planner import Controller
 from app.controller.request import Request
 from app.controller.rules import Scores
+from app.controller.slots import Clause
+from app.settings import load_settings
+from app.studio import Studio, build_manager
 from benchmarks.controller import whole_registry
 from models.errors import UserError
 from models.slot_reader import MAX_TOKENS, SlotReader, load_slot_reader, words_of
 from models.sources import ASSETS
 from models.text_encoder import load_text_encoder
+from pipelines.base import installed_registry
 from training.instructions.fill import spans_of, unmarked, wanted
 from training.slot_reader import belonging, joined, tags_of
 
@@ -188,3 +193,21 @@ def test_beyond_what_it_can_read_it_says_nothing() -> None:
     encoder, reader = load_text_encoder(ASSETS / "text-encoder-lite"), load_slot_reader(ASSETS / "slot-reader-lite")
     assert reader.read("draw a fox " * MAX_TOKENS, ["image"], encoder) == {}
     assert reader.read("make a scent of pine forest", ["scent"], encoder) == {"scent": "pine forest"}
+
+
+def test_details_behind_what_was_read_are_kept_but_no_word_that_hangs_in_the_air() -> None:
+    parts = [Clause("paint a fox with a red scarf as a picture", "a fox with a red scarf")]
+    assert with_details("a fox", parts) == "a fox with a red scarf"
+    assert with_details("a wolf", parts) == "a wolf" and with_details("", parts) == ""
+    goals = new_goals(
+        Request.of("put a farmhouse in a painting"), ("image",), whole_registry(), {"image": "farmhouse in"}
+    )
+    assert goals[0].sources == ("text:farmhouse",)
+
+
+@pytest.mark.parametrize("precision", ["auto", "float16", "int8"])
+def test_the_app_reads_words_in_whatever_precision_its_manager_holds_models(tmp_path: Path, precision: str) -> None:
+    settings = load_settings(output_folder=tmp_path, precision=precision)
+    assistant = Assistant(Studio(settings, installed_registry(), build_manager(settings)))
+    words = assistant.controller.slots("i bet u can immortalise a farmhouse in a painting", ["image"])
+    assert words["image"].removesuffix(" in") == "a farmhouse"

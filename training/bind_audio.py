@@ -119,7 +119,7 @@ class Task:
     def loss(self, model: BindAudio, chosen: list[Sound], rng: np.random.Generator, pictures: float) -> Tensor:
         """``pictures``: the share of the loss that draws sounds to pictures; the rest draws them to phrases."""
         mels = hide_bands(log_mel(augment(self.sounds.waveforms(chosen), 0.3, -25, -10), model.mel))
-        vectors = model.embed_mels(mels)
+        vectors = model.embed_sounds(mels)
         names = np.array([item.name for item in chosen])
         same = torch.from_numpy(names[:, None] == names[None, :])
         phrases = [phrases_of(item)[rng.choice(3, p=(0.6, 0.2, 0.2))] for item in chosen]

@@ -21,6 +21,7 @@ _BECOMES = re.compile(
     r"|(?:from\s+)?(?P<from>.+?)\s+to\s+(?P<to>an?\s.+)",
     re.IGNORECASE,
 )
+_DANGLING = re.compile(r"(?:\s+(?:in|as|of|on|for|with|into|to|and|or|an?|the))+$", re.IGNORECASE)
 _COLOUR = re.compile(
     r"\b(?:red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|golden|silver)\b", re.IGNORECASE
 )
@@ -58,7 +59,8 @@ def new_goals(
             told_whole = medium == "text" or QUOTED.search(request.prompt)
             read = "" if told_whole else (slots or {}).get(medium, "")
             read = with_details(read, parts) if len(wanted) == 1 else read
-            goals.append(Goal(medium, _texts(read or words or request.prompt, medium, registry)))
+            told = _DANGLING.sub("", read) or words or request.prompt
+            goals.append(Goal(medium, _texts(told, medium, registry)))
     return goals
 
 
