@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 from app.controller.conversation import Conversation
 from app.controller.endpoint import Endpoint, EndpointRouter
@@ -18,13 +17,10 @@ from app.controller.routers import LanguageModelRouter, Router, RuleRouter
 from app.studio import Studio, reporting
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
-from models.sources import Bundled
 from pipelines.media import Artifact
 
-if TYPE_CHECKING:  # its import takes seconds
-    from models.slot_reader import SlotReader
-
-LANGUAGE_MODEL, READER, ENCODER = "language-model", "request-reader", "sentence-encoder"
+LANGUAGE_MODEL, READER = "language-model", "request-reader"
+ENCODER, SLOT_READER = "sentence-encoder", "slot-reader"
 MAX_REPLY_TOKENS = 200
 ENDPOINT_CHARACTERS = 8000  # of a chat: some 2000 tokens, half of what the smallest servers take
 MANNER = "You are the assistant of a studio that makes pictures. Answer in a few plain sentences."
@@ -47,8 +43,7 @@ class Assistant:
                 settings.language_model_url, settings.language_model_name, settings.language_model_key
             )
             router = EndpointRouter(self.endpoint)
-        slots = self._slots if ENCODER in manager.specs else by_rules
-        self._slot_reader: SlotReader | None = None
+        slots = self._slots if {ENCODER, SLOT_READER} <= set(manager.specs) else by_rules
         self.controller = Controller(studio.registry, router, studio.seconds, slots)
 
     @property
@@ -64,14 +59,10 @@ class Assistant:
 
     def _slots(self, prompt: str, wanted: Sequence[str]) -> dict[str, str]:
         """The words for each medium. Raises :class:`UserError` where reader or text encoder cannot be had."""
-        from models.slot_reader import load_slot_reader
-
-        # Eight megabytes. Not behind the manager: in its half precision torch's attention fails.
-        reader = self._slot_reader = self._slot_reader or load_slot_reader(
-            Bundled("slot-reader-lite").resolve(lambda fraction, message: None).folder
-        )
-        with self.studio.manager.lease(ENCODER) as encoder:
-            return reader.read(prompt, wanted, encoder)
+        manager = self.studio.manager
+        with manager.lease(ENCODER) as encoder, manager.lease(SLOT_READER) as reader:
+            words: dict[str, str] = reader.read(prompt, wanted, encoder)
+            return words
 
     def run(
         self,

@@ -181,6 +181,7 @@ def _request_models(profile: Profile) -> list[ModelSpec]:
     return [
         _small_language_model("request-reader", profile),
         spec("sentence-encoder", "text-encoder-lite", _load_text_encoder),
+        spec("slot-reader", "slot-reader-lite", _load_slot_reader),
     ]
 
 
@@ -244,6 +245,12 @@ def _load_autoencoder(folder: Path) -> object:
     from models.autoencoder import load_autoencoder
 
     return load_autoencoder(folder)
+
+
+def _load_slot_reader(folder: Path) -> object:
+    from models.slot_reader import load_slot_reader
+
+    return load_slot_reader(folder)
 
 
 def _load_language_model(folder: Path) -> object:

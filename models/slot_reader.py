@@ -16,14 +16,40 @@ from typing import cast
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.text_encoder import TextEncoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 MAX_TOKENS = 160
+DROPOUT = 0.1
 ENCODER_LAYERS = (2, 4, 6)  # the earlier ones know better which word it is, the last what the sentence is about
 WORD = re.compile(r"\w+(?:['-]+\w+)*")
 JOINED_OVER = 2  # so many words between two that belong are taken as well: "a bell (in the) tower"
+
+
+class _Layer(nn.Module):
+    """A transformer's layer, normalised first. Of plain linear maps, so that the model manager can quantize it."""
+
+    def __init__(self, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm, self.mlp_norm = nn.LayerNorm(hidden), nn.LayerNorm(hidden)
+        self.qkv, self.out = nn.Linear(hidden, 3 * hidden), nn.Linear(hidden, hidden)
+        self.mlp = nn.Sequential(
+            nn.Linear(hidden, 2 * hidden), nn.GELU(), nn.Dropout(DROPOUT), nn.Linear(2 * hidden, hidden)
+        )
+        self.dropout = nn.Dropout(DROPOUT)
+
+    def forward(self, entered: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, hidden) from the same; ``mask`` (B, L) is 0 where there is no token."""
+        parts = self.qkv(self.attention_norm(entered)).unflatten(-1, (3, self.heads, -1))
+        q, k, v = parts.permute(2, 0, 3, 1, 4)
+        attended = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask[:, None, None] != 0, dropout_p=DROPOUT if self.training else 0.0
+        )
+        entered = entered + self.dropout(self.out(attended.transpose(1, 2).flatten(2)))
+        return entered + self.dropout(self.mlp(self.mlp_norm(entered)))
 
 
 class SlotReader(nn.Module):
@@ -35,17 +61,17 @@ class SlotReader(nn.Module):
         self.media = tuple(media)
         self.enter = nn.Linear(width, hidden)
         self.wanted = nn.Linear(len(media), hidden)
-        layer = nn.TransformerEncoderLayer(
-            hidden, heads, 2 * hidden, dropout=0.1, activation="gelu", batch_first=True, norm_first=True
-        )
-        self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(hidden), enable_nested_tensor=False)
+        self.layers = nn.ModuleList(_Layer(hidden, heads) for _ in range(layers))
+        self.norm = nn.LayerNorm(hidden)
         self.tags = nn.Linear(hidden, len(media))
 
     def forward(self, states: Tensor, mask: Tensor, wanted: Tensor) -> Tensor:
         """Logits (B, L, media) from token states (B, L, width), their mask (B, L), 1 where a token is, and which media
         are wanted (B, media), 1 or 0; all 0 where that is not known."""
         entered = self.enter(states) + self.wanted(wanted)[:, None]
-        logits: Tensor = self.tags(self.encoder(entered, src_key_padding_mask=mask == 0))
+        for layer in self.layers:
+            entered = layer(entered, mask)
+        logits: Tensor = self.tags(self.norm(entered))
         return logits
 
     @torch.no_grad()
@@ -57,10 +83,10 @@ class SlotReader(nn.Module):
         coded = encoder.tokenizer(prompt, return_offsets_mapping=True)
         if len(coded.input_ids) > MAX_TOKENS:
             return {}
-        device = self.enter.weight.device
+        like = self.norm.weight  # of the precision it computes in; the products' weights may be packed into integers
         states, mask = token_states([prompt], encoder)
-        asked = torch.tensor([[float(medium in wanted) for medium in self.media]], device=device)
-        belongs = self(states.to(device), mask.to(device), asked)[0].sigmoid().cpu()
+        asked = torch.tensor([[float(medium in wanted) for medium in self.media]]).to(like)
+        belongs = self(states.to(like), mask.to(like.device), asked)[0].float().sigmoid().cpu()
         by_medium = {medium: belongs[:, place] for place, medium in enumerate(self.media)}
         anyone = belongs.amax(1)
         return {
