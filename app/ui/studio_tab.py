@@ -24,6 +24,7 @@ from pipelines.base import MAX_SEED, Pipeline
 from pipelines.media import Artifact
 
 COMPUTE_LANE = "compute"
+STOP_SECONDS = 1.0  # so long Stop waits for the run's last word; a model being loaded takes longer to heed it
 Updates = dict[Any, Any]
 
 # Shows at once that the press has been taken, while the request may still wait in the queue ...
@@ -40,6 +41,13 @@ TURNED_AWAY = """(stage) => [
 ]""".replace("WAITING", json.dumps(markup.WAITING)).replace("BUSY", json.dumps(markup.BUSY))
 
 
+class _Run:
+    """A press of Generate: told to stop by one event, and tells by the other that it has said its last word."""
+
+    def __init__(self) -> None:
+        self.cancelled, self.ended = threading.Event(), threading.Event()
+
+
 class PipelinePanel:
     """The controls, the stage and the events of one pipeline, made where it is constructed in a Blocks."""
 
@@ -47,7 +55,7 @@ class PipelinePanel:
         self._studio = studio
         self.pipeline = pipeline
         self._ways = ways_in(pipeline)
-        self._cancelled = gr.State()
+        self._running = gr.State()  # the latest _Run
         self._made = gr.State([])
         with gr.Row(elem_classes=["system"]):
             with gr.Column(min_width=0, elem_classes=["request"]):
@@ -104,7 +112,7 @@ class PipelinePanel:
         texts = [component for group in self._inputs for component in group if isinstance(component, gr.Textbox)]
         triggers = [self._generate.click, *(text.submit for text in texts)]
         buttons = [self._stop, self._generate]
-        outputs = [*self.viewer.outputs, self.strip, self._seed, self._cancelled, self._made, *buttons]
+        outputs = [*self.viewer.outputs, self.strip, self._seed, self._running, self._made, *buttons]
         status = [self.viewer.stage, *buttons]
         gr.on(triggers, None, outputs=status, js=BEGIN, api_visibility="private")
         run = gr.on(
@@ -121,7 +129,10 @@ class PipelinePanel:
         # Apart from the run, because Gradio sends a stream's last value twice, which Model3D (6.31) does not survive.
         run.success(telling(self._present), [self._made], [*self.viewer.outputs, self.strip], **LIGHT)
         run.failure(None, [self.viewer.stage], status, js=TURNED_AWAY, api_visibility="private")
-        self._stop.click(self._on_stop, [self._cancelled], [*self.viewer.outputs, *buttons], cancels=[run], **LIGHT)
+        stopped = [*self.viewer.outputs, *buttons]
+        stop = self._stop.click(self._on_stop, [self._running], stopped, cancels=[run], **LIGHT)
+        # Once more, because what the run had sent before it was stopped may come after the first answer.
+        stop.then(self._stopped, None, stopped, **LIGHT)
         self._dice.click(lambda: (random.randint(0, MAX_SEED), False), outputs=[self._seed, self._roll], **LIGHT)
         self._way.change(self._on_way, [self._way], self._groups, **LIGHT)
         self.strip.open(telling(self._on_open), [self._made], [*self.viewer.outputs, self.strip], **LIGHT)
@@ -151,26 +162,28 @@ class PipelinePanel:
 
     def _run(self, way: int, *values: Any) -> Iterator[Updates]:
         """The stream of updates of one generation."""
-        cancelled = threading.Event()
+        run = _Run()
         texts_and_files, (roll, seed, *settings) = values[: len(self._all_inputs())], values[len(self._all_inputs()) :]
         seed = random.randint(0, MAX_SEED) if roll else seed
-        yield {self._cancelled: cancelled, self._made: [], self._seed: seed, self.strip: gr.HTML(visible=False)}
+        yield {self._running: run, self._made: [], self._seed: seed, self.strip: gr.HTML(visible=False)}
         chosen = dict(zip(self._controls, settings, strict=True)) | {"seed": seed}
         made: list[str] = []
         try:
             inputs = self._read(way, texts_and_files)
             params = taken_from(self.pipeline.params_type, chosen)
             started = time.monotonic()
-            for event in self._studio.generate(self.pipeline.name, inputs, params, cancelled):
+            for event in self._studio.generate(self.pipeline.name, inputs, params, run.cancelled):
                 if isinstance(event, Saved):
                     made.append(event.entry.id)
                 else:
                     yield self.viewer.say(markup.progress(event, time.monotonic() - started))
             yield {self._made: made} | self._rest()
         except Cancelled:
-            yield {self._made: made} | self.viewer.say(markup.STOPPED) | self._rest()
+            yield {self._made: made} | self._stopped()
         except (UserError, InternalError) as error:
             yield self.viewer.say(markup.explained(error)) | self._rest()
+        finally:
+            run.ended.set()
 
     def _read(self, way: int, values: tuple[Any, ...]) -> list[Artifact]:
         start = sum(len(group) for group in self._inputs[:way])
@@ -190,9 +203,13 @@ class PipelinePanel:
     def _rest(self) -> Updates:
         return {self._stop: gr.Button(visible=False), self._generate: gr.Button(value="Generate")}
 
-    def _on_stop(self, cancelled: threading.Event | None) -> Updates:
-        if cancelled is not None:
-            cancelled.set()
+    def _on_stop(self, run: _Run | None) -> Updates:
+        if run is not None:
+            run.cancelled.set()
+            run.ended.wait(STOP_SECONDS)
+        return self._stopped()
+
+    def _stopped(self) -> Updates:
         return self.viewer.say(markup.STOPPED) | self._rest()
 
     def _on_way(self, chosen: int) -> list[gr.Column]:
