@@ -72,8 +72,8 @@ def test_a_talk_comes_back_as_it_was_after_a_restart(host: Host, photo: str, tmp
     ask(host, talk, "go back to the first one")
     again = restored(kept(talk), host_over(host.studio, tmp_path))
     assert again.conversation == talk.conversation and not again.notice and not again.busy
-    assert {n: (p.medium, p.title, p.words) for n, p in again.pieces.items()} == {
-        n: (p.medium, p.title, p.words) for n, p in talk.pieces.items()
+    assert {n: (p.medium, p.title, p.words, p.waveform) for n, p in again.pieces.items()} == {
+        n: (p.medium, p.title, p.words, p.waveform) for n, p in talk.pieces.items()
     }
     assert [turn.stage for turn in again.turns] == [turn.stage for turn in talk.turns]
     assert [reply(turn) or turn.sentence for turn in again.turns] == [

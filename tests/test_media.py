@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -293,6 +294,12 @@ def test_photos_are_turned_upright(tmp_path: Path) -> None:
     loaded = saved(picture, tmp_path / "it.jpg", exif=exif, quality=95)
     assert loaded.shape == (32, 16, 3)
     assert loaded[2, 8, 0] > 200 and loaded[29, 8, 2] > 200
+
+
+def test_a_long_sound_fits_into_ogg() -> None:
+    samples = 3_500_000  # at once, so many would be too many for the encoder
+    data = Audio(np.zeros((1, samples), np.float32), 48_000).encode(".ogg")
+    assert soundfile.info(io.BytesIO(data)).frames == samples
 
 
 def test_transparency_lies_on_white(tmp_path: Path) -> None:

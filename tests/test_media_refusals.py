@@ -235,6 +235,14 @@ def test_loud_float_files_are_clipped(tmp_path: Path) -> None:
     assert Audio.load(tmp_path / "it.wav").samples[0].tolist() == [0.5, 1 - 2**-23, -1]
 
 
+def test_a_sample_rate_beyond_ogg_is_refused_before_the_encoder_has_it() -> None:
+    sound = Audio(np.zeros((1, 10), np.float32), 384_000)
+    with pytest.raises(UserError, match="384000 Hz does not fit") as refused:
+        sound.encode(".ogg")
+    assert_plain(refused.value)
+    assert Audio.decode(sound.encode(".flac"), ".flac").sample_rate == 384_000
+
+
 def test_a_long_axis_does_not_fit_nifti(tmp_path: Path) -> None:
     scan = BrainScan(np.zeros(40_000, np.float32), "nsdgeneral", "subj01")
     with pytest.raises(UserError, match="NIfTI"):

@@ -104,7 +104,7 @@ def test_the_page_offers_it_as_a_file_and_keeps_it(studio: Studio) -> None:
     assert list(host.run(talk)) and re.match(r"Here is the scent of .*pine forest \(@1\)", reply(talk.turns[0]))
     for shown in (talk, restored(kept(talk), host)):
         page = ask_markup.conversation(shown, {}, [])
-        assert re.search(r'href="gradio_api/file=[^"]+\.scent" download="[\w-]*pine-forest\.scent">Download<', page)
+        assert re.search(r'href="download/[0-9a-f]+/scent" download="[\w-]*pine-forest\.scent">Download<', page)
     [piece] = talk.turns[0].pieces
     assert piece.entry is not None and 'pine-forest.scent">Download</a>' in markup.result(piece.entry)
 

@@ -9,6 +9,7 @@ from app.studio import Studio
 from app.ui import markup
 from app.ui.api import build_api
 from app.ui.ask_tab import AskTab
+from app.ui.downloads import download_route
 from app.ui.gallery_tab import GalleryTab
 from app.ui.machine_tab import MachineTab
 from app.ui.metrics import metrics_route
@@ -57,5 +58,5 @@ def launch(studio: Studio) -> None:
         ssr_mode=False,
         share=False,
         run_history=False,
-        app_kwargs={"routes": [metrics_route(studio)]},
+        app_kwargs={"routes": [metrics_route(studio), download_route(studio)]},
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.controller.planner import Choice
 from app.studio import InternalError
-from app.ui.markup import data_uri, file_name, file_url, full_size, glyph_cover, provenance
+from app.ui.markup import can_vary, data_uri, downloads, file_url, full_size, glyph_cover, provenance
 from app.ui.replies import about, reply, seconds
 from app.ui.talk import NAMES, Piece, StepState, Talk, Turn, described
 from models.errors import UserError
@@ -63,9 +63,8 @@ def _turn(turn: Turn, talk: Talk, pipelines: dict[str, Pipeline]) -> str:
 def _answer(turn: Turn, talk: Talk, pipelines: dict[str, Pipeline]) -> str:
     parts = ['<span class="unseen">Answer: </span>']
     if turn.plan is not None:
-        parts += [_plan(turn, talk, pipelines), _made(turn), _stage(turn)]
-    if turn.shown:
-        parts.append(f'<div class="made">{"".join(map(_piece, turn.shown))}</div>')
+        parts += [_plan(turn, talk, pipelines), _made(turn.pieces, pipelines), _stage(turn)]
+    parts.append(_made(turn.shown, pipelines))
     if turn.problem:
         parts.append(complaint(turn.problem))
     said = (reply(turn) if turn.stage in ("ended", "stopped") else "") if turn.plan else turn.sentence
@@ -167,27 +166,24 @@ def _stage(turn: Turn) -> str:
     )
 
 
-def _made(turn: Turn) -> str:
-    pieces = turn.pieces
+def _made(pieces: Sequence[Piece], pipelines: dict[str, Pipeline]) -> str:
     if not pieces:
         return ""
     kind = " several" if len(pieces) > 1 else ""
-    return f'<div class="made{kind}">{"".join(map(_piece, pieces))}</div>'
+    figures = "".join(_piece(piece, pipelines) for piece in pieces)
+    return f'<div class="made{kind}">{figures}</div>'
 
 
-def _piece(piece: Piece) -> str:
+def _piece(piece: Piece, pipelines: dict[str, Pipeline]) -> str:
     """A piece with what can be done with it; an attachment is only shown."""
     entry, title = piece.entry, piece.title or NAMES.get(piece.medium, piece.medium)
     if entry is None:
         content, tools = _thumbnail(piece), ""
     else:
-        content = glyph_cover(entry) if piece.medium == "mesh" and not entry.missing else full_size(entry, piece.words)
-        tools = (
-            f'<a class="tool" href="{file_url(entry.path)}" download="{escape(file_name(entry))}">Download</a>'
-            if not entry.missing
-            else ""
-        )
-        tools += _button("remix", entry.id, "Remix", "tool")
+        is_object = piece.medium == "mesh" and not entry.missing
+        content = glyph_cover(entry) if is_object else full_size(entry, piece.words, piece.waveform)
+        tools = downloads(entry, "tool") + _button("remix", entry.id, "Remix", "tool")
+        tools += _button("vary", entry.id, "Variation", "tool") if can_vary(entry, pipelines.values()) else ""
         tools += _button("open", entry.id, "Turn it around" if piece.medium == "mesh" else "Full size", "tool")
         key = f"recipe-{piece.number}"
         tools += f'<details class="recipe" data-key="{key}"><summary>Details</summary>{provenance(entry)}</details>'

@@ -118,7 +118,8 @@ class AskTab:
         adjusting.then(None, js=COME_INTO_VIEW, api_visibility="private")
         opened = self.log.open(telling(self._on_open), None, [self._lightbox, *self.viewer.outputs], **LIGHT)
         opened.then(None, js=LIGHT_UP, api_visibility="private")
-        self.viewer.stage.remix(None, js=LEAVE, api_visibility="private")
+        for elsewhere in (self.viewer.stage.remix, self.viewer.stage.vary):
+            elsewhere(None, js=LEAVE, api_visibility="private")
         self._leave.click(self._on_leave, None, [self._lightbox, *self.viewer.outputs], **LIGHT)
 
     def begin(self, page: gr.Blocks, tab: gr.Tab) -> None:

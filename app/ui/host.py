@@ -14,11 +14,11 @@ from app.controller.executor import Done, Failed, Running, Skipped, Started, Ste
 from app.controller.plan import ARTIFACT, TEXT, UPLOAD, Plan, Step, check
 from app.controller.planner import Answer, Choice
 from app.library import Entry
-from app.studio import InternalError, reporting
+from app.studio import InternalError, Studio, reporting
 from app.ui.replies import exchange, instead_of_words, named
+from app.ui.sounds import waveform_of
 from app.ui.talk import NAMES, WORDS_SHOWN, Piece, StepState, Talk, Turn, attached, replaced
 from models.errors import Cancelled, UserError
-from pipelines.base import Registry
 from pipelines.media import Artifact, Text, load_artifact
 
 COSTLY_SECONDS = 5.0  # above this a plan is shown before it runs
@@ -180,7 +180,7 @@ class Host:
             case Done(saved=saved, cached=cached, seconds=seconds):
                 items = talk.conversation.items[-len(saved) :]
                 state.pieces = [
-                    piece_of(item.number, item.title, item.recipe, one.entry, one.artifact, self.studio.registry)
+                    piece_of(item.number, item.title, item.recipe, one.entry, one.artifact, self.studio)
                     for item, one in zip(items, saved, strict=True)
                 ]
                 talk.pieces |= {piece.number: piece for piece in state.pieces}
@@ -237,15 +237,16 @@ class Host:
 
 
 def piece_of(
-    number: int, title: str, recipe: Step | None, entry: Entry, artifact: Artifact | None, registry: Registry
+    number: int, title: str, recipe: Step | None, entry: Entry, artifact: Artifact | None, studio: Studio
 ) -> Piece:
     """The piece of something that ``recipe`` made; ``artifact``: for a text, so that its words can be shown.
 
     What is made of files only is called like its pipeline, which says nothing.
     """
-    own = any(pipeline.title == title for pipeline in registry if recipe and pipeline.name == recipe.op)
+    own = any(pipeline.title == title for pipeline in studio.registry if recipe and pipeline.name == recipe.op)
     words = artifact.text[:WORDS_SHOWN] if isinstance(artifact, Text) else ""
-    return Piece(number, entry.medium, "" if own else title, entry, words=words)
+    waveform = waveform_of(studio.library, entry)
+    return Piece(number, entry.medium, "" if own else title, entry, words=words, waveform=waveform)
 
 
 def _only_one(talk: Talk) -> None:

@@ -166,7 +166,7 @@ def _piece(item: KeptItem, host: Host) -> Piece | None:
         if entry is None or entry.missing or entry.medium != item.medium:
             return None
         words = library.load(entry.id) if item.medium == "text" else None
-        return piece_of(item.number, item.title, item.recipe, entry, words, host.studio.registry)
+        return piece_of(item.number, item.title, item.recipe, entry, words, host.studio)
     except UserError as problem:
         log.info("@%d of a conversation is left out: %s", item.number, problem)
         return None

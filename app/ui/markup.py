@@ -14,13 +14,14 @@ from PIL import Image as PillowImage
 
 from app.library import Entry
 from app.studio import InternalError
+from app.ui.sounds import Waveform, player
 from models.errors import UserError
-from pipelines.base import Progress
-from pipelines.media import Image, Provenance
+from pipelines.base import Pipeline, Progress
+from pipelines.media import Audio, Image, Provenance
 
 # Buttons inside our HTML say what they want by data attributes; this turns a press into an event of the component.
 FORWARD_PRESSES = """
-const events = ["open", "remix", "remove", "close"];
+const events = ["open", "remix", "vary", "remove", "close"];
 element.addEventListener("click", (press) => {
   const button = press.target.closest("button[data-event]");
   if (button && events.includes(button.dataset.event)) trigger(button.dataset.event, { entry: button.dataset.entry });
@@ -100,34 +101,65 @@ BUSY = notice("Too many requests are waiting already.", "Try again in a minute; 
 STOPPED = notice("Stopped.", "Everything is as you left it; press Generate to start again.", alert=False)
 
 
-def result(entry: Entry, words: str = "", removable: bool = False) -> str:
+def result(
+    entry: Entry,
+    words: str = "",
+    waveform: Waveform | None = None,
+    pipelines: Iterable[Pipeline] = (),
+    removable: bool = False,
+) -> str:
     """An artifact at full size with everything one can do with it, and its provenance folded below.
 
-    ``words`` are a text's own; an object is shown by a component beside this.
+    ``words`` are a text's own, ``waveform`` a sound's; an object is shown by a component beside this. ``pipelines``:
+    what is installed.
     """
     name = escape(entry.id)
     remove = (
         '<details class="confirm"><summary>Delete</summary><div><span>Delete it for good?</span><button type="button" '
         f'class="danger" data-event="remove" data-entry="{name}">Yes, delete</button></div></details>'
     )
-    download = (
-        f'<a class="action" href="{file_url(entry.path)}" download="{escape(file_name(entry))}">Download</a>'
-        if not entry.missing
+    vary = (
+        f'<button type="button" class="action" data-event="vary" data-entry="{name}">Variation</button>'
+        if can_vary(entry, pipelines)
         else ""
     )
+    kind = "" if entry.missing else entry.medium
     close = '<button type="button" class="close" data-event="close" aria-label="Close">✕</button>'
     return (
-        f'<section class="stage result {entry.medium}" tabindex="-1" aria-label="{escape(entry.title)}">'
-        f'{close if removable else ""}<div class="frame">{full_size(entry, words)}</div>'
+        f'<section class="stage result {kind}" tabindex="-1" aria-label="{escape(entry.title)}">'
+        f'{close if removable else ""}<div class="frame">{full_size(entry, words, waveform)}</div>'
         f'<h2 dir="auto">{escape(entry.title)}</h2>'
-        f'<div class="actions">{download}'
+        f'<div class="actions">{downloads(entry, "action")}'
         f'<button type="button" class="action" data-event="remix" data-entry="{name}">Remix</button>'
-        f"{remove if removable else ''}</div>"
+        f"{vary}{remove if removable else ''}</div>"
         f'<details class="recipe"><summary>Details</summary>{provenance(entry)}</details></section>'
     )
 
 
-def full_size(entry: Entry, words: str) -> str:
+def can_vary(entry: Entry, pipelines: Iterable[Pipeline]) -> bool:
+    """Whether another seed would make another of it: what made it is among ``pipelines``, and no edit."""
+    return any(made_by.name == entry.provenance.pipeline and not made_by.is_edit for made_by in pipelines)
+
+
+def downloads(entry: Entry, kind: str) -> str:
+    """A link to its file, for a sound one to each format; ``kind``: their class. Nothing where the file is gone."""
+    if entry.missing:
+        return ""
+    if entry.medium != Audio.medium:
+        return _download(entry, format_of(entry), kind)
+    links = "".join(_download(entry, suffix.removeprefix("."), kind, one_of_several=True) for suffix in Audio.suffixes)
+    return f'<span class="downloads" role="group" aria-label="Download"><span>Download</span>{links}</span>'
+
+
+def _download(entry: Entry, known_as: str, kind: str, one_of_several: bool = False) -> str:
+    # By a route of ours, because Gradio would have the file called as it is in the gallery, by its hash.
+    where = f'href="download/{escape(entry.id)}/{known_as}" download="{escape(file_name(entry, known_as))}"'
+    if not one_of_several:
+        return f'<a class="{kind}" {where}>Download</a>'
+    return f'<a class="{kind}" {where} aria-label="Download as {known_as.upper()}">{known_as.upper()}</a>'
+
+
+def full_size(entry: Entry, words: str, waveform: Waveform | None) -> str:
     source, title = file_url(entry.path), escape(entry.title)
     if entry.missing:
         return "<p>Its file was deleted. Remix it to make it again.</p>"
@@ -137,7 +169,7 @@ def full_size(entry: Entry, words: str) -> str:
         case "video":
             return f'<video src="{source}" aria-label="{title}" controls loop autoplay muted playsinline></video>'
         case "audio":
-            return f'{glyph_cover(entry)}<audio src="{source}" aria-label="{title}" controls></audio>'
+            return player(source, entry.title, waveform)
         case "text":
             return f'<p class="words" dir="auto">{escape(words)}</p>'
         case "mesh":
@@ -219,7 +251,12 @@ def file_url(path: Path) -> str:
     return escape(f"gradio_api/file={quote(str(path.absolute()))}")
 
 
-def file_name(entry: Entry) -> str:
-    """A name for the downloaded file, made of the title: ``a-red-apple.png``."""
+def format_of(entry: Entry) -> str:
+    """What the names of its medium's files in its format end in: ``png``, ``nii.gz``."""
+    return entry.path.name.partition(".")[2]
+
+
+def file_name(entry: Entry, known_as: str = "") -> str:
+    """A name for the downloaded file, made of the title: ``a-red-apple.png``; ``known_as``: another format's ending."""
     words = "-".join(re.findall(r"\w+", entry.title.lower()))[:60].strip("-") or entry.medium
-    return f"{words}{entry.path.suffix}"
+    return f"{words}.{known_as or format_of(entry)}"

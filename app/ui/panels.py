@@ -5,6 +5,7 @@ With every panel in it from the start, the page would take twice as long to open
 
 from __future__ import annotations
 
+import random
 import time
 from typing import Any
 
@@ -15,7 +16,7 @@ from app.ui.inputs import WORDS
 from app.ui.notices import LIGHT, telling
 from app.ui.studio_tab import PipelinePanel
 from models.errors import UserError
-from pipelines.base import Pipeline
+from pipelines.base import MAX_SEED, Pipeline
 
 EDIT = "edit"
 Selection = dict[gr.Tabs, str]  # which tab is open in each row of tabs
@@ -35,7 +36,7 @@ class Panels:
     def __init__(self, studio: Studio, rooms: gr.Tabs) -> None:
         self._studio = studio
         self.places: dict[str, Selection] = {}
-        # Unseen, one in each tab. It says when the tab is looked at, and holds the id of the entry to be remixed there.
+        # Unseen, one in each tab. It says when the tab is looked at, and holds what to remix there with which seed.
         self._heralds: dict[str, gr.HTML] = {}
         edits = [pipeline for pipeline in studio.registry if pipeline.is_edit]
         with _pills() as systems:
@@ -52,10 +53,14 @@ class Panels:
                                     self._tab(edit, tabs, above | {systems: EDIT, media: medium})
 
     def connect_remix(self, stage: gr.HTML) -> None:
-        """Have the stage's Remix open the panel of what it shows, filled as it was when that was made."""
+        """Have the stage's Remix open the panel of what it shows, filled as it was when that was made.
+
+        Its Variation does the same with a new seed.
+        """
         tabs = dict.fromkeys(tabs for place in self.places.values() for tabs in place)
-        opened = stage.remix(telling(self._remix), outputs=[*tabs, *self._heralds.values()], **LIGHT)
-        opened.then(None, js=TO_TOP, api_visibility="private")
+        for press, wish in ((stage.remix, self._remix), (stage.vary, self._vary)):
+            opened = press(telling(wish), outputs=[*tabs, *self._heralds.values()], **LIGHT)
+            opened.then(None, js=TO_TOP, api_visibility="private")
 
     def _tab(self, pipeline: Pipeline, tabs: gr.Tabs, above: Selection) -> None:
         self.places[pipeline.name] = above | {tabs: pipeline.name}
@@ -75,16 +80,24 @@ class Panels:
         """The updates that put into ``panel`` what the entry was made from that its herald names, if it does."""
         if not wish:
             return gr.skip()
-        _, inputs, params = self._studio.remix(wish.split()[0])
-        return panel.filled(inputs, params)
+        entry_id, seed, _ = wish.split()
+        _, inputs, params = self._studio.remix(entry_id)
+        return panel.filled(inputs, params | {"seed": int(seed)})
 
     def _remix(self, event: gr.EventData) -> dict[Any, Any]:
-        name, _, _ = self._studio.remix(event.entry)
+        return self._wished(event.entry, self._studio.library.get(event.entry).provenance.seed)
+
+    def _vary(self, event: gr.EventData) -> dict[Any, Any]:
+        return self._wished(event.entry, random.randint(0, MAX_SEED))
+
+    def _wished(self, entry_id: str, seed: int) -> dict[Any, Any]:
+        """The updates that open the panel of what made the entry, and wish there for its inputs with this seed."""
+        name, _, _ = self._studio.remix(entry_id)
         if name not in self.places:
             raise UserError(f"This was made by '{name}', which is not installed.", "Install it to remix this.")
         shown = {tabs: gr.Tabs(selected=chosen) for tabs, chosen in self.places[name].items()}
         # The time makes the same wish a new one, without which nothing would change.
-        return shown | {self._heralds[name]: f"{event.entry} {time.monotonic_ns()}"}
+        return shown | {self._heralds[name]: f"{entry_id} {seed} {time.monotonic_ns()}"}
 
 
 def _pills() -> gr.Tabs:

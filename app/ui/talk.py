@@ -14,6 +14,7 @@ from app.controller.plan import ARTIFACT, STEP, TEXT, Plan, Step
 from app.controller.planner import Answer, Choice
 from app.library import Entry
 from app.studio import InternalError
+from app.ui.sounds import Waveform
 from models.errors import UserError
 from pipelines.base import Progress
 from pipelines.media import Artifact, Image, Text, Video
@@ -25,7 +26,7 @@ WORDS_SHOWN = 20_000
 @dataclass(frozen=True)
 class Piece:
     """What ``@number`` is: ``entry`` in the gallery, none for attachments; ``face``: how an attachment looks, if it
-    can be seen; ``words``: the start of a text."""
+    can be seen; ``words``: the start of a text; ``waveform``: of a sound in the gallery."""
 
     number: int
     medium: str
@@ -33,6 +34,7 @@ class Piece:
     entry: Entry | None = None
     face: Image | None = None
     words: str = ""
+    waveform: Waveform | None = None
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The look: warm paper, ink and one petrol accent; Lora for names, Source Sans for everything else.
 
 Lora lies beside this and Source Sans comes with Gradio, so nothing is fetched. What the theme cannot say, and the
-colours of our own HTML, are in ``style.css`` and ``ask.css``.
+colours of our own HTML, are in the style sheets beside this.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ STONE = Color(
 
 
 def head() -> str:
-    """The style sheet, for the page's head: Gradio would rewrite the selectors of what it is given as ``css``."""
+    """For the page's head: the style sheet, whose selectors Gradio would rewrite were it given as ``css``, and the
+    element that plays sounds.
+    """
     font = base64.b64encode((HERE / "fonts" / "Lora-SemiBold.woff2").read_bytes()).decode()
     face = f"@font-face{{font-family:Lora;font-weight:600;src:url(data:font/woff2;base64,{font})format('woff2')}}"
-    sheets = "".join((HERE / name).read_text() for name in ("style.css", "ask.css"))
-    return f"<style>{face}{sheets}</style>"
+    sheets = "".join((HERE / name).read_text() for name in ("style.css", "ask.css", "sounds.css"))
+    player = (HERE / "player.js").read_text()
+    return f"<style>{face}{sheets}</style><script>{player}</script>"
 
 
 def theme() -> gr.themes.Base:

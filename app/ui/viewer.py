@@ -9,6 +9,7 @@ import gradio as gr
 from app.library import Entry
 from app.studio import Studio
 from app.ui import markup
+from app.ui.sounds import waveform_of
 from pipelines.media import Text
 
 
@@ -43,7 +44,9 @@ class Viewer:
         is_mesh = entry.medium == "mesh" and not entry.missing
         return {
             self.mesh: gr.Model3D(value=str(entry.path) if is_mesh else None, visible=True if is_mesh else "hidden"),
-            self.stage: markup.result(entry, words, self._removable),
+            self.stage: markup.result(
+                entry, words, waveform_of(self._studio.library, entry), self._studio.registry, self._removable
+            ),
         }
 
     def say(self, content: str) -> dict[Any, Any]:

@@ -12,13 +12,24 @@ from models.errors import UserError
 
 MAX_SAMPLES = 64 * 2**20
 MAX_CHANNELS = 8
+# libsndfile's Vorbis encoder ends the process, without a word, for more than these samples a second or at once.
+MAX_VORBIS_RATE = 200_000
+BLOCK = 2**16
 
 _WAYS = {".wav": ("WAV", "PCM_24"), ".flac": ("FLAC", "PCM_24"), ".ogg": ("OGG", "VORBIS")}
 
 
 def encode_audio(samples: np.ndarray, sample_rate: int, suffix: str, note: str | None) -> bytes:
-    """``samples``: (channels, N) float32 on the 24-bit grid in [-1, 1)."""
+    """``samples``: (channels, N) float32 on the 24-bit grid in [-1, 1).
+
+    Raises :class:`UserError` for a sample rate that the format does not hold.
+    """
     container, subtype = _WAYS[suffix]
+    if subtype == "VORBIS" and sample_rate > MAX_VORBIS_RATE:
+        raise UserError(
+            f"A sound of {sample_rate} Hz does not fit into an {suffix} file, which holds up to {MAX_VORBIS_RATE} Hz.",
+            "Take .wav or .flac.",
+        )
     data = samples.T
     if subtype == "PCM_24":  # libsndfile keeps the upper 24 bits, so nothing is rounded.
         data = (data * np.float32(2**23)).astype(np.int32) << 8
@@ -26,7 +37,8 @@ def encode_audio(samples: np.ndarray, sample_rate: int, suffix: str, note: str |
     with soundfile.SoundFile(file, "w", sample_rate, samples.shape[0], subtype, format=container) as sound:
         if note:
             sound.comment = note
-        sound.write(data)
+        for start in range(0, len(data), BLOCK):
+            sound.write(data[start : start + BLOCK])
     return file.getvalue()
 
 

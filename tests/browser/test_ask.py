@@ -148,7 +148,7 @@ def test_a_failed_step_is_told_and_tried_again(page: Page, start: Callable[[str]
     expect(picture(page, 1)).to_be_visible()
     deaf.unlink()
     press(page, "Try again")
-    expect(turn(page, 1).locator("audio")).to_be_visible()
+    expect(turn(page, 1).locator("sound-player")).to_be_visible()
     expect(turn(page, 1)).not_to_contain_text("could not")
     expect(page.locator(".piece")).to_have_count(2)
 
@@ -160,7 +160,7 @@ def test_a_plan_is_changed_by_controls_and_as_json(page: Page, tiny_server: Serv
     run = turn(page, 1).get_by_role("button", name="Run")
     if run.is_visible():
         run.click()
-    expect(turn(page, 1).locator("audio")).to_be_visible()
+    expect(turn(page, 1).locator("sound-player")).to_be_visible()
     press(page, "Change")
     editor(page).get_by_label("Words").fill("a gong")
     editor(page).get_by_role("button", name="Drop this step").last.click()
@@ -265,7 +265,7 @@ def test_it_fits_and_can_be_read(
     assert_readable(page)
     attach(page, photo)
     say(page, "a sound of this picture")
-    expect(turn(page, 1).locator("audio")).to_be_visible()
+    expect(turn(page, 1).locator("sound-player")).to_be_visible()
     say(page, "draw " + "w" * 150)
     expect(picture(page, 3)).to_be_visible()
     turn(page, 2).get_by_text("Details").click()

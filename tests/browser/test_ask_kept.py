@@ -40,7 +40,7 @@ def test_a_reload_and_a_restart_keep_the_conversation(
     expect(turn(page, 3)).to_contain_text("photo.png (@1)")
     if turn(page, 3).get_by_role("button", name="Run").is_visible():
         press(page, "Run")
-    expect(turn(page, 3).locator("audio")).to_be_visible()
+    expect(turn(page, 3).locator("sound-player")).to_be_visible()
     say(page, "draw a blue car")
     expect(picture(page, 4)).to_be_visible()
 
