@@ -21,6 +21,7 @@ from app.controller.request import ACTS, Request
 from app.controller.routers import LanguageModelRouter, Router, RuleRouter, as_read
 from app.controller.rules import SURE, Scores
 from models.errors import UserError
+from models.precision import Precision
 from models.sources import ASSETS
 
 if TYPE_CHECKING:  # their imports take seconds
@@ -169,19 +170,14 @@ def log_probability() -> Router:
     return LogProbabilityRouter(language_model(), drawn[:FITTED_ON])
 
 
-def head() -> Router:
+def head(precision: Precision = "float32") -> Router:
     """As it is shipped: rules steady what the model reads."""
-    model = language_model(READING)
-    return LanguageModelRouter(lambda: nullcontext(model), lambda: False, RuleRouter())
-
-
-def head_int8() -> Router:
     import torch
 
     from models.quantize import apply_precision
 
     model = language_model(READING)
-    apply_precision(model, "int8", torch.device("cpu"))
+    apply_precision(model, precision, torch.device("cpu"))
     return LanguageModelRouter(lambda: nullcontext(model), lambda: False, RuleRouter())
 
 
@@ -206,7 +202,8 @@ ROWS: dict[str, Callable[[], Router]] = {
     "labels": lambda: TaughtRouter("labels", language_model(LABELS)),
     "head alone": lambda: TaughtRouter("head alone", language_model(READING)),
     "head": head,
-    "head int8": head_int8,
+    "head bfloat16": lambda: head("bfloat16"),
+    "head int8": lambda: head("int8"),
 }
 
 

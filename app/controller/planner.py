@@ -20,7 +20,6 @@ from models.errors import UserError
 from pipelines.base import Registry
 
 KNOWN_MEDIA = ("text", "image", "audio", "video", "mesh")
-WANTED = 0.5  # a medium is wanted from here on
 DOUBTFUL = 0.3  # and may be from here on: the question offers it
 MAX_AT_ONCE = 6
 REFERENCE = re.compile(r"[@#]\d{1,6}\W*")  # to an item of the conversation, and nothing else
@@ -90,7 +89,7 @@ class Controller:
     def _answered(self, request: Request, scores: Scores, seed: int) -> Answer:
         if scores.in_doubt:
             return self._ask(request, scores)
-        wanted = tuple(medium for medium in self.media if scores.outputs.get(medium, 0.0) >= WANTED)
+        wanted = scores.wanted
         match scores.act:
             case "undo":
                 return Answer("undo", (), scores, focus=request.focus[1:], sentence="" if request.focus else NOTHING)

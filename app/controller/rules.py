@@ -15,6 +15,8 @@ from app.controller.slots import Clause, clauses, mention
 from app.controller.wishes import is_question, sources, wishes, without_greeting
 
 SURE, LIKELY, UNLIKELY = 0.95, 0.8, 0.05
+WANTED = 0.5  # a medium is wanted from here on
+POSSIBLE = 0.1  # below, even the likeliest is not what is meant
 BARE_WORDS = 12  # a noun phrase of at most so many words is a wish for a picture
 _PERSON = re.compile(r"^(?:i|we|ich|je|j'|yo|io|eu|ik)\s+(?:really\s+|much\s+)?", re.IGNORECASE)
 _MAKE_IT = re.compile(r"^(?:please\s+)?(?:make|turn|paint|colou?r)\s+(?:it|that|this)\b", re.IGNORECASE)
@@ -38,9 +40,22 @@ class Scores:
         return max(self.acts, key=self.acts.__getitem__)
 
     @property
+    def wanted(self) -> tuple[str, ...]:
+        """The media that are likelier wanted than not. What is new is something: where none is, the likeliest."""
+        found = tuple(medium for medium, p in self.outputs.items() if p >= WANTED)
+        if found or self.act != "new":
+            return found
+        return tuple(medium for medium, p in self.outputs.items() if p == max(self.outputs.values()) >= POSSIBLE)[:1]
+
+    @property
     def probability(self) -> float:
-        """Of the likeliest reading as a whole, as if its parts were independent."""
-        return math.prod([max(self.acts.values()), *(max(p, 1 - p) for p in self.outputs.values())])
+        """Of the likeliest reading as a whole, as if its parts were independent but for this: what is new is
+        something."""
+        wanted = self.wanted
+        parts = math.prod(p if medium in wanted else 1 - p for medium, p in self.outputs.items())
+        if self.act == "new" and wanted:
+            parts /= 1 - math.prod(1 - p for p in self.outputs.values())
+        return max(self.acts.values()) * parts
 
     @property
     def in_doubt(self) -> bool:

@@ -17,14 +17,14 @@ from training.instructions.language import LANGUAGES, Language, Split, load, spl
 
 SLICES = {
     "single": 0.12,
-    "implicit": 0.09,
-    "multi-output": 0.15,
+    "implicit": 0.13,
+    "multi-output": 0.13,
     "chain": 0.15,
-    "follow-up": 0.15,
+    "follow-up": 0.14,
     "media-in": 0.08,
     "negation": 0.05,
     "topic-not-request": 0.10,
-    "chat": 0.08,
+    "chat": 0.07,
     "garbage": 0.03,
 }
 # Elsewhere, an act's share is that of its sets of outputs.
