@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from models.mel import AUDIOLDM_MEL, LITE_MEL, MelConfig
-from pipelines.base import Produced, Progress, Runtime
+from pipelines.base import Produced, Progress, Runtime, precision
 from pipelines.media import Artifact, Audio, Image, Text, Video
 from pipelines.sounds import LOUDNESS, SoundMaker, Wanted, finished, loudness, picture_vector, true_peak
 from pipelines.v2a_mapper.pipeline import V2AMapper
@@ -244,7 +244,7 @@ def test_the_ends_between_picture_and_words_are_exact(manager: ModelManager) -> 
 
 
 def test_words_alone_are_the_vector_of_the_sentence(manager: ModelManager) -> None:
-    with manager.lease("sentence-encoder") as encoder, manager.lease("sound-text") as space:
+    with manager.lease("sentence-encoder") as encoder, manager.lease("sound-text") as space, precision(manager):
         condition = space.embed_sentences(encoder.sentence_embeddings(["rain"]))[0]
     with ExitStack() as stack:
         maker = SoundMaker.lease("sound-generator", Runtime(manager), stack)
