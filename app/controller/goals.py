@@ -26,6 +26,9 @@ _COLOUR = re.compile(
     r"\b(?:red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|golden|silver)\b", re.IGNORECASE
 )
 _LEADING = re.compile(r"^(with|as|in|on|at|under|during|by|near|without)\s+", re.IGNORECASE)
+_STYLE = re.compile(r"(?:in )?(?:an? |the )?(?P<style>(?:[\w-]+ ){1,2}style)", re.IGNORECASE)
+_JOINED_ON = re.compile(r"^(?:[ ,.;:]|but\b|and\b)+", re.IGNORECASE)
+_STYLED = re.compile(r"(?:,| in(?: an?)?) (?:[\w-]+ ){1,2}style$", re.IGNORECASE)
 _CHANGE = re.compile(
     r"(?:(?:same|but|make it|try(?: it)?|and|do it|again)\b[ ,]*)*(?P<change>.*?)[ ,]*"
     r"(?:\b(?:instead|this time|again|please)\b[ ,.!]*)*",
@@ -99,12 +102,16 @@ def change_in(prompt: str) -> str:
     match = _CHANGE.fullmatch(prompt.strip(" .!"))
     change = match["change"].strip(" ,.") if match else ""
     without = PHRASES["again"].sub(" ", change)
-    return " ".join(PHRASES["pronoun"].sub(" ", without).split()) if without.strip() else ""
+    return _JOINED_ON.sub("", " ".join(PHRASES["pronoun"].sub(" ", without).split())).rstrip(" ,.;:")
 
 
 def reworded(text: str, change: str) -> str:
-    """``text`` with ``change`` in place of what it replaces: a colour, what follows the same "with", else all of it."""
-    if _COLOUR.fullmatch(change):
+    """``text`` with ``change`` in place of what it replaces: a colour, a style, what follows the same "with", else all
+    of it."""
+    if style := _STYLE.fullmatch(change):
+        return f"{_STYLED.sub('', text)}, {style['style']}"
+    if _COLOUR.fullmatch(change.removeprefix("in ")):
+        change = change.removeprefix("in ")
         if _COLOUR.search(text):
             return _COLOUR.sub(change, text, count=1)
         article = re.match(r"(?:an?|the|one)\s+", text, re.IGNORECASE)
