@@ -98,6 +98,7 @@ def test_attachments(prompt: str, uploads: tuple[str, ...], expected: list[tuple
         ("another one, in outline style", (("image", "a fox"),), [("crossflow", ("text:a fox, outline style",))]),
         ("one more, flat style please", (("image", "a fox, 3d style"),), [("crossflow", ("text:a fox, flat style",))]),
         ("another one, but in blue", (("image", "a red hat"),), [("crossflow", ("text:a blue hat",))]),
+        ("In blue instead", (("image", "a red hat"),), [("crossflow", ("text:a blue hat",))]),
         ("the same, but in blue", (("image", "a red hat"),), [("crossflow", ("text:a blue hat",))]),
         ("draw a dog with its tail up", CAT_DOG, [("crossflow", ("text:a dog with its tail up",))]),
         ("draw a grey cow", CAT_DOG, [("crossflow", ("text:a grey cow",))]),

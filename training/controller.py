@@ -249,7 +249,7 @@ def predictions(model: LanguageModel, trainee: Trainee, states: LowerStates, ind
 
 @torch.no_grad()
 def quantized_logits(folder: Path, texts: Sequence[str]) -> Tensor:
-    """Logits (N, 12) of the taught model in ``folder`` in int8, the least precise that ``auto`` takes without need."""
+    """Logits (N, 12) of the taught model in ``folder`` in int8, which ``auto`` takes where memory is short."""
     model = base_model(folder)
     apply_precision(model, "int8", torch.device("cpu"))
     adapter, head = cast(Adapter, model.adapter), cast(RequestHead, model.head)

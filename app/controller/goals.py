@@ -25,6 +25,7 @@ _DANGLING = re.compile(r"(?:\s+(?:in|as|of|on|for|with|into|to|and|or|an?|the))+
 _COLOUR = re.compile(
     r"\b(?:red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|golden|silver)\b", re.IGNORECASE
 )
+_IN_COLOUR = re.compile(rf"(?:in )?({_COLOUR.pattern})", re.IGNORECASE)
 _LEADING = re.compile(r"^(with|as|in|on|at|under|during|by|near|without)\s+", re.IGNORECASE)
 _STYLE = re.compile(r"(?:in )?(?:an? |the )?(?P<style>(?:[\w-]+ ){1,2}style)", re.IGNORECASE)
 _JOINED_ON = re.compile(r"^(?:[ ,.;:]|but\b|and\b)+", re.IGNORECASE)
@@ -110,8 +111,8 @@ def reworded(text: str, change: str) -> str:
     of it."""
     if style := _STYLE.fullmatch(change):
         return f"{_STYLED.sub('', text)}, {style['style']}"
-    if _COLOUR.fullmatch(change.removeprefix("in ")):
-        change = change.removeprefix("in ")
+    if colour := _IN_COLOUR.fullmatch(change):
+        change = colour[1]
         if _COLOUR.search(text):
             return _COLOUR.sub(change, text, count=1)
         article = re.match(r"(?:an?|the|one)\s+", text, re.IGNORECASE)
