@@ -18,9 +18,9 @@ import torch
 
 from app.settings import Settings
 from models.accounts import readable_bytes
-from models.catalog import ModelSpec
 from models.errors import UserError
 from models.machine import choose_device, compute_dtype, memory_budget
+from models.spec import ModelSpec
 from pipelines.atomic import plain_folder_errors
 from pipelines.base import installed_registry
 

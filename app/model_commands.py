@@ -15,9 +15,9 @@ from typing import Any
 from app.commands import progress_bar
 from app.settings import Settings
 from models.accounts import readable_bytes
-from models.catalog import ModelSpec
 from models.errors import UserError
 from models.licences import accept_licence, is_accepted, require_licence
+from models.spec import ModelSpec
 from pipelines.base import Progress
 
 ANSWER_SECONDS = 120.0  # freeing waits for a load that is under way

@@ -25,11 +25,12 @@ def events_of(
     told, relieved = 0, False
     shape = pipeline.shape_of_work(inputs, params)
     work = Work(pipeline.name, shape, str(manager.dtype).removeprefix("torch."))
+    models = pipeline.models_for(inputs, params)
     wanted = runtime.micro_batch
     runtime.micro_batch = manager.working_memory.micro_batch(work, wanted)
     while True:
         try:
-            with manager.working(work, pipeline.models):
+            with manager.working(work, models):
                 for number, event in _numbered(_checked(pipeline.run(inputs, params, runtime), runtime)):
                     if isinstance(event, Progress):
                         yield event
@@ -49,8 +50,8 @@ def events_of(
             manager.relieve(said)
         elif things > 1 and not while_loading:
             runtime.micro_batch = things // 2
-        elif not manager.lower_precision(pipeline.models):
-            raise manager.out_of_memory(work, pipeline.models)
+        elif not manager.lower_precision(models):
+            raise manager.out_of_memory(work, models)
 
 
 def _checked(stream: Iterator[Progress | Produced], runtime: Runtime) -> Iterator[Progress | Produced]:

@@ -10,9 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from models.catalog import ModelSpec, Pixels, catalog
+from models.catalog import catalog
 from models.errors import UserError
+from models.full_models import Pixels
 from models.precision import Precision
+from models.spec import ModelSpec
 
 # Set when this module is imported, because both libraries read them once, when they are imported themselves.
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")

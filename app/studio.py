@@ -24,12 +24,12 @@ from app.library import Entry, Library
 from app.recovery import events_of
 from app.settings import Settings
 from models.accounts import Decision, Freed, Metrics, ModelStatus
-from models.catalog import ModelSpec
 from models.errors import Cancelled, UserError
 from models.machine import choose_device, memory_budget
 from models.manager import ModelManager
 from models.precision import PRECISIONS, Precision
 from models.quantize import choose_precision
+from models.spec import ModelSpec
 from models.speeds import measured_speeds
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Registry, Runtime, installed_registry
 from pipelines.media import Artifact, Text

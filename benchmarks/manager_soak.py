@@ -26,11 +26,12 @@ import psutil
 import torch
 
 from benchmarks.report import save
-from models.catalog import ModelSpec, shipped
+from models.catalog import shipped
 from models.errors import Cancelled, UserError
 from models.loading import trim_heap
 from models.manager import ModelManager
 from models.modules import bytes_of
+from models.spec import ModelSpec
 
 CPU = torch.device("cpu")
 THREADS, FAILURE_SHARE, GIVEN_UP_SHARE = 8, 0.1, 0.1

@@ -28,11 +28,11 @@ from torch import nn
 
 from benchmarks.report import save, table
 from models.accounts import Candidate
-from models.catalog import ModelSpec
 from models.eviction import Choose, value_cover
 from models.loading import trim_heap
 from models.manager import ModelManager
 from models.sources import Folder
+from models.spec import ModelSpec
 
 CPU = torch.device("cpu")
 SCALE = 50

@@ -27,12 +27,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.report import save, table
-from models.catalog import ModelSpec, shipped
+from models.catalog import shipped
 from models.machine import compute_dtype
 from models.modules import bytes_of, modules_of
 from models.precision import PRECISIONS, Precision
 from models.quantize import apply_precision, choose_precision, save_prepared
 from models.records import ModelRecord
+from models.spec import ModelSpec
 from models.speeds import measured_speeds
 from pipelines.base import Produced, Runtime, precision
 from pipelines.crossflow.pipeline import CrossFlow

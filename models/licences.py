@@ -7,9 +7,9 @@ import os
 import tempfile
 from pathlib import Path
 
-from models.catalog import ModelSpec
 from models.errors import UserError
 from models.sources import Hub
+from models.spec import ModelSpec
 
 
 def licences_file() -> Path:

@@ -19,7 +19,6 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from models.accounts import Kind
-from models.catalog import ModelSpec
 from models.errors import UserError
 from models.eviction import Choose
 from models.ledger import Evicted, Ledger
@@ -30,6 +29,7 @@ from models.precision import Precision
 from models.quantize import bytes_at
 from models.resident import Resident, Superseded, move, pinned_bytes_of
 from models.sources import Files
+from models.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 

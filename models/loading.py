@@ -13,13 +13,13 @@ from weakref import ref
 import torch
 from torch import nn
 
-from models.catalog import ModelSpec
 from models.errors import OutOfMemory, UserError
 from models.modules import modules_of
 from models.precision import Precision
 from models.quantize import apply_precision, load_prepared, save_prepared
 from models.resident import move
 from models.sources import Files
+from models.spec import ModelSpec
 from models.speeds import cache_folder
 
 # Quantizing a model of this size takes long enough to be worth a copy of the result on disk.

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from models.accounts import Decision, Freed, Metrics, ModelStatus
-from models.catalog import ModelSpec
 from models.errors import UserError
 from models.eviction import Choose, value_cover
 from models.licences import require_licence
@@ -32,6 +31,7 @@ from models.quantize import bytes_at
 from models.records import ModelRecord
 from models.resident import Lease, Resident, Superseded
 from models.sources import OnProgress
+from models.spec import ModelSpec
 from models.working_memory import Work, WorkingMemory
 
 log = logging.getLogger(__name__)

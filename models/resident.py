@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 import torch
 
 from models.accounts import ModelStatus, Tier
-from models.catalog import ModelSpec
 from models.modules import modules_of
 from models.precision import Precision
+from models.spec import ModelSpec
 
 
 class Superseded(Exception):  # noqa: N818 - what became of a load, not an error

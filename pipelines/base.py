@@ -138,6 +138,10 @@ class Pipeline(ABC):
         """What a run's memory grows with beside its models; first how many things it computes, such as pictures."""
         return (1,)
 
+    def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
+        """Those of ``models`` that such a run leases; the others need not even be on this machine."""
+        return self.models
+
     def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
         """What a run's time grows with, in any unit of the pipeline's own, such as pictures times steps."""
         return float(self.shape_of_work(inputs, params)[0])
@@ -181,7 +185,7 @@ def provenance(
         params=params.model_dump(mode="json", exclude={"seed"}),
         seed=params.seed,
         parents=tuple(item.content_hash() for item in inputs if not isinstance(item, Text)),
-        models=tuple(lender.record(key) for key in pipeline.models),
+        models=tuple(lender.record(key) for key in pipeline.models_for(inputs, params)),
         index=index,
         version=VERSION,
     )

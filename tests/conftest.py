@@ -6,15 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from safetensors.torch import save_file
 
 from app.settings import Settings
 from app.studio import Studio
-from models.catalog import ModelSpec, bytes_in_memory
 from models.manager import ModelManager
 from models.sources import Folder
+from models.spec import ModelSpec, bytes_in_memory
 from pipelines.base import Registry
 from tests.tiny import Blend, Hum, Paint, Painter, load_painter, write_sums
+
+settings.register_profile("untimed", deadline=None)  # a timing is never a test
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

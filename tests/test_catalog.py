@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models.catalog import bytes_in_memory, catalog
+from models.catalog import catalog
 from models.errors import UserError
 from models.packages import Converted
 from models.sources import Bundled, FirstOf, Folder, Hub
+from models.spec import bytes_in_memory
 from tests.weight_folders import weights_in
 
 

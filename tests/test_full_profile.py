@@ -23,8 +23,10 @@ from transformers import (
 )
 
 from models.autoencoder import load_autoencoder
-from models.catalog import FLOAT32_BYTES, Pixels, catalog
+from models.catalog import catalog
+from models.full_models import Pixels
 from models.nets.crossflow import CrossFlow
+from models.spec import FLOAT32_BYTES
 from models.text_encoder import load_text_encoder
 
 WORDS = ["<pad>", "<start>", "<end>", "<unk>", "a", "red", "apple", "blue", "car", ",", "flat", "style"]

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from models.catalog import ModelSpec, catalog
+from models.catalog import catalog
 from models.errors import UserError
 from models.licences import accept_licence, is_accepted, licences_file, require_licence
 from models.sources import Folder, Hub
+from models.spec import ModelSpec
 
 
 @pytest.fixture(autouse=True)

@@ -18,10 +18,10 @@ from app.studio import Studio
 from app.ui.host import Host
 from app.ui.kept import kept, restored
 from app.ui.talk import Talk
-from models.catalog import ModelSpec, bytes_in_memory
 from models.language_model import LanguageModel, load_language_model
 from models.manager import ModelManager
 from models.sources import Folder
+from models.spec import ModelSpec, bytes_in_memory
 from tests.talks import ask
 from tests.test_language_model import save_tokenizer, tiny_llama
 from tests.tiny import write_sums
@@ -91,7 +91,7 @@ texts = st.text(max_size=300) | st.builds(lambda text, times: text * times, st.t
 
 
 @given(st.lists(st.builds(Exchange, texts, texts), max_size=8), texts, st.integers(60, 400))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whatever_was_said_it_fits(model: Listening, said: list[Exchange], prompt: str, room: int) -> None:
     length = tokens(model)
     chat = messages(MANNER, said, prompt, length, room)

@@ -15,9 +15,9 @@ import torch
 
 from app.settings import Settings
 from app.studio import InternalError, Saved, Studio, title_of
-from models.catalog import ModelSpec
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
+from models.spec import ModelSpec
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Registry, Route, Runtime
 from pipelines.media import Artifact, Image, Text
 from tests.tiny import Blend, Paint, Painter, PaintParams, load_painter

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from models.accounts import Candidate
-from models.catalog import ModelSpec
 from models.manager import ModelManager
+from models.spec import ModelSpec
 from tests.tiny_models import UNIT
 
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

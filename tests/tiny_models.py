@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from models.catalog import ModelSpec
 from models.manager import ModelManager
 from models.sources import Folder
+from models.spec import ModelSpec
 
 CPU = torch.device("cpu")
 UNIT = 4 * 1000  # bytes of a model of size 1

@@ -176,11 +176,13 @@ def _made_before(
     Equal: the same pipeline, inputs, params, seed, version, and models by the checksums of their files and precision.
     """
     manager = studio.manager
-    if any(key not in manager.specs or manager.specs[key].source.missing() for key in pipeline.models):
-        return []  # the run itself fetches them, or says what is wrong
     try:
-        models = tuple(_record(manager, key) for key in pipeline.models)
-        recipe = provenance(pipeline, inputs, pipeline.parse_params(params), manager)
+        parsed = pipeline.parse_params(params)
+        keys = pipeline.models_for(inputs, parsed)
+        if any(key not in manager.specs or manager.specs[key].source.missing() for key in keys):
+            return []  # the run itself fetches them, or says what is wrong
+        models = tuple(_record(manager, key) for key in keys)
+        recipe = provenance(pipeline, inputs, parsed, manager)
         entries = studio.library.made_by(recipe.model_copy(update={"models": models}))
         return [Saved(entry, studio.library.load(entry.id)) for entry in entries]
     except UserError as problem:

@@ -49,9 +49,14 @@ def component_for(medium: str, label: str) -> Component:
             # One line to begin with, because Enter then submits; Shift and Enter begin another.
             return gr.Textbox(placeholder="A few words", lines=1, max_lines=8, elem_classes=["prompt"], **common)
         case "image":
-            return gr.Image(type="filepath", format="png", height=240, **common)
+            picture = gr.Image(type="filepath", image_mode=None, format="png", height=240, **common)
+            # Gradio would open the file, and refuse what it cannot read or finds too large in no words of ours. (A
+            # class of our own it would write a file about beside this one.)
+            picture.preprocess = _as_attached  # type: ignore[method-assign]
+            return picture
         case "audio":
-            return gr.Audio(type="filepath", format="wav", **common)
+            # Without a format, because Gradio would need FFmpeg's program to bring others to it.
+            return gr.Audio(type="filepath", **common)
         case "video":
             return gr.Video(height=240, **common)
         case "mesh":
@@ -59,15 +64,23 @@ def component_for(medium: str, label: str) -> Component:
     return gr.File(file_types=list(BrainScan.suffixes) if medium == BrainScan.medium else None, **common)
 
 
+def _as_attached(payload: Any) -> str | None:
+    """The path of the file, with its transparency and its 16 bits."""
+    return payload.path if payload else None
+
+
 def artifact_of(medium: str, value: object, label: str) -> Artifact:
-    """The artifact in a component. Raises :class:`UserError` for a missing or unreadable file."""
+    """The artifact in a component, as ``medium`` if its file can be that.
+
+    Raises :class:`UserError` for a missing or unreadable file.
+    """
     if medium == Text.medium:
         if not isinstance(value, str | None):
             raise UserError(f"'{label}' has to be text.", "Write it in quotes.")
         return Text(value or "")
     if not value or not isinstance(value, str):
         raise UserError(f"'{label}' is empty.", "Attach a file there.")
-    return load_artifact(Path(value))
+    return load_artifact(Path(value), medium)
 
 
 def value_of(artifact: Artifact) -> str:

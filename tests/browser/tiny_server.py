@@ -18,10 +18,10 @@ from safetensors.torch import save_file
 from app.settings import load_settings
 from app.studio import Studio
 from app.ui import launch
-from models.catalog import ModelSpec, bytes_in_memory
 from models.errors import UserError
 from models.manager import ModelManager
 from models.sources import Folder
+from models.spec import ModelSpec, bytes_in_memory
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Registry, Route, Runtime, provenance
 from pipelines.media import Artifact, Audio
 from tests.tiny import Blend, Hum, Paint, Painter, load_painter, write_sums

@@ -10,8 +10,8 @@ import pytest
 
 from app.settings import Settings
 from app.studio import Studio
-from models.catalog import ModelSpec
 from models.sources import Folder
+from models.spec import ModelSpec
 from pipelines.base import Registry
 from tests.tiny import Blend, Hum, Paint
 from tests.tiny_models import CPU, spec_of

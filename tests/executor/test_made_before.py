@@ -12,10 +12,10 @@ from pydantic import JsonValue
 from app.controller.executor import Failed, Running, execute
 from app.settings import Settings
 from app.studio import Studio
-from models.catalog import ModelSpec
 from models.errors import UserError
 from models.manager import ModelManager
 from models.sources import Folder
+from models.spec import ModelSpec
 from pipelines.media import Image, Text
 from tests.tiny import write_sums
 from tests.tiny_models import CPU

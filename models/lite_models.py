@@ -1,0 +1,22 @@
+"""The models of the lite profile whose weights are in this repository, and the small language model."""
+
+from __future__ import annotations
+
+from models.precision import Precision
+from models.request_models import small_language_model
+from models.sources import Bundled
+from models.spec import ModelSpec, bytes_in_memory, imported_later
+
+
+def lite_models() -> list[ModelSpec]:
+    def spec(key: str, module: str, load: str, lossless: Precision = "float32") -> ModelSpec:
+        source = Bundled(f"{key}-lite")
+        size = bytes_in_memory(source.path)
+        return ModelSpec(key, "lite", source, imported_later(module, load), "Apache-2.0", size, lossless=lossless)
+
+    return [
+        spec("text-encoder", "models.text_encoder", "load_text_encoder"),
+        spec("crossflow", "models.nets.crossflow", "load_crossflow", lossless="int8"),
+        spec("autoencoder", "models.autoencoder", "load_autoencoder"),
+        small_language_model("language-model", "lite"),
+    ]
