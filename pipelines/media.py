@@ -19,7 +19,16 @@ from models.errors import UserError
 from models.records import ModelRecord
 from pipelines.artifact import Artifact, Provenance, digest, freeze, load_as, provenance_of, set_array, suffix_of
 from pipelines.formats.audio import decode_audio, encode_audio
-from pipelines.formats.image import decode_animation, decode_image, encode_animation, encode_image, is_animation
+from pipelines.formats.clips import MAX_FRAME_RATE
+from pipelines.formats.containers import decode_sound, demuxer_of, is_only_sound
+from pipelines.formats.image import (
+    decode_animation,
+    decode_image,
+    encode_animation,
+    encode_image,
+    is_animation,
+    is_picture,
+)
 from pipelines.formats.mesh import decode_mesh, encode_mesh
 from pipelines.formats.scan import decode_scan, encode_scan
 from pipelines.formats.video import decode_video, encode_video
@@ -42,7 +51,6 @@ __all__ = [
 
 MAX_CHARACTERS = 1_000_000
 MAX_SAMPLE_RATE = 384_000
-MAX_FRAME_RATE = 240.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,7 +92,8 @@ class Text(Artifact):
 class Image(Artifact):
     """``pixels``: (H, W, 3) uint8, sRGB. ``.png`` and ``.webp`` are lossless, ``.jpg`` is not.
 
-    Loading turns a photo upright (EXIF), lays transparency on white and brings every colour mode to 8-bit RGB.
+    Loading turns a photo upright (EXIF), lays transparency on white and brings every colour mode to 8-bit RGB. It
+    also reads BMP, TIFF and AVIF, and of an animation the first frame.
     """
 
     medium = "image"
@@ -112,7 +121,8 @@ class Audio(Artifact):
     """``samples``: (channels, N) float32 in [-1, 1]; ``sample_rate`` in Hz. ``.wav`` and ``.flac`` are lossless.
 
     Samples are rounded to the 24-bit steps that those files hold (2**-23, below -138 dB), so a file gives back
-    exactly these samples. Loading clips what other programs left outside the range.
+    exactly these samples. Loading clips what other programs left outside the range, and also reads MP3, AAC, Opus and
+    the sound of a clip.
     """
 
     medium = "audio"
@@ -143,8 +153,13 @@ class Audio(Artifact):
 
     @classmethod
     def decode(cls, data: bytes, suffix: str) -> Self:
-        samples, sample_rate, note = decode_audio(data)
-        return cls(samples, sample_rate, provenance=provenance_of(note))
+        if demuxer_of(data) is None:
+            samples, sample_rate, note = decode_audio(data)
+            return cls(samples, sample_rate, provenance=provenance_of(note))
+        sound = decode_sound(data)
+        if sound is None:
+            raise UserError("The file has no sound in it.", "Use one with sound.")
+        return cls(*sound)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,6 +168,10 @@ class Video(Artifact):
 
     ``.mp4`` is H.264 with AAC: lossy, and an odd height or width gets one more row or column of the same colours.
     ``.webp`` is an animation with lossless frames and no sound.
+
+    Loading also reads GIF, QuickTime, WebM, Matroska and AVI. It turns a phone's clip upright, repeats and leaves out
+    frames so that a clip of uneven rate lasts as long as it did and stays in step with its sound, and scales a clip
+    of many large frames down until they fit into 256 megapixels.
     """
 
     medium = "video"
@@ -179,7 +198,7 @@ class Video(Artifact):
 
     @classmethod
     def decode(cls, data: bytes, suffix: str) -> Self:
-        if suffix == ".webp":
+        if is_picture(data):
             frames, frame_rate, note = decode_animation(data)
             return cls(frames, frame_rate, provenance=provenance_of(note))
         frames, frame_rate, sound, note = decode_video(data)
@@ -266,26 +285,49 @@ def medium_of_suffix(suffix: str) -> str:
 
     Raises :class:`UserError` for a suffix of no medium.
     """
-    return _type_of_suffix(suffix.lower()).medium
+    return _kinds_of_suffix(suffix.lower())[0].medium
 
 
-def load_artifact(path: Path | str) -> Artifact:
-    """Read any supported file; what it is follows from its suffix. An animated ``.webp`` is a video.
+def load_artifact(path: Path | str, medium: str | None = None) -> Artifact:
+    """Read any supported file; what it is follows from its suffix.
 
-    Raises :class:`UserError` for a missing, empty, too large, damaged or unsupported file.
+    Where two media share the suffix, the file is a video if it moves, else a picture or a sound; unless ``medium``
+    says as which of them to read it. Raises :class:`UserError` for a missing, empty, too large, damaged or
+    unsupported file.
     """
     path = Path(path)
-    known = [suffix for medium in known_media() for suffix in medium.suffixes]
-    suffix = suffix_of(path, known) or path.suffix.lower()
-    kind = _type_of_suffix(suffix)
-    if suffix == ".webp":
-        return load_as(path, suffix, lambda data: Video if is_animation(data) else Image)
-    return kind.load(path)
+    suffix = suffix_of(path, _readable()) or path.suffix.lower()
+    kinds = _kinds_of_suffix(suffix)
+    kinds = tuple(kind for kind in kinds if kind.medium == medium) or kinds
+
+    def kind_of(data: bytes) -> type[Artifact]:
+        if len(kinds) == 1:
+            return kinds[0]
+        moves = is_animation(data) if is_picture(data) else not is_only_sound(data)
+        return next(kind for kind in kinds if (kind is Video) == moves)
+
+    return load_as(path, suffix, kind_of)
 
 
-def _type_of_suffix(suffix: str) -> type[Artifact]:
-    for kind in known_media():
-        if suffix in kind.suffixes:
-            return kind
-    known = ", ".join(suffix for kind in known_media() for suffix in kind.suffixes)
-    raise UserError(f"Files that end in '{suffix[:20]}' are not supported.", f"Supported are: {known}.")
+# The suffixes that are read and never written, and those that two media share.
+_READ: dict[str, tuple[type[Artifact], ...]] = {
+    **dict.fromkeys((".webp", ".gif"), (Image, Video)),
+    **dict.fromkeys((".jfif", ".bmp", ".tif", ".tiff", ".avif"), (Image,)),
+    **dict.fromkeys((".mp3", ".m4a", ".aac", ".opus"), (Audio,)),
+    **dict.fromkeys((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"), (Video, Audio)),
+}
+
+
+def _readable() -> list[str]:
+    written = [suffix for kind in known_media() for suffix in kind.suffixes]
+    return list(dict.fromkeys([*written, *_READ]))
+
+
+def _kinds_of_suffix(suffix: str) -> tuple[type[Artifact], ...]:
+    written = tuple(kind for kind in known_media() if suffix in kind.suffixes)[:1]
+    kinds = _READ.get(suffix, written)
+    if not kinds:
+        raise UserError(
+            f"Files that end in '{suffix[:20]}' are not supported.", f"Supported are: {', '.join(_readable())}."
+        )
+    return kinds

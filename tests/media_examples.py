@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, settings
 from models.errors import UserError
 from pipelines.media import Artifact, Audio, BrainScan, Image, Mesh, ModelRecord, Provenance, Text, Video, load_artifact
 
-few = settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+few = settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def meshes(vertices: np.ndarray, with_colors: bool) -> Mesh:
@@ -75,8 +75,14 @@ def assert_plain(error: UserError) -> None:
     assert error.sentence.endswith(".") and "\n" not in error.sentence and error.hint
 
 
-def refuse(path: Path) -> UserError:
+def read(path: Path, kind: type[Artifact], medium: str | None = None) -> Any:
+    loaded = load_artifact(path, medium)
+    assert type(loaded) is kind
+    return loaded
+
+
+def refuse(path: Path, medium: str | None = None) -> UserError:
     with pytest.raises(UserError) as caught:
-        load_artifact(path)
+        load_artifact(path, medium)
     assert_plain(caught.value)
     return caught.value

@@ -1,4 +1,4 @@
-"""Sound files (WAV, FLAC, Ogg Vorbis), by libsndfile."""
+"""Sound files (WAV, FLAC, Ogg Vorbis and Opus), by libsndfile; and what is refused of any sound."""
 
 from __future__ import annotations
 
@@ -44,21 +44,42 @@ def encode_audio(samples: np.ndarray, sample_rate: int, suffix: str, note: str |
 
 def decode_audio(data: bytes) -> tuple[np.ndarray, int, str | None]:
     """(channels, N) float32 samples clipped to [-1, 1], the sample rate in Hz, and the embedded note."""
-    _refuse_truncated_wav(data)
+    if data[:4] == b"RIFF":
+        refuse_cut_off_riff(data)
     with soundfile.SoundFile(io.BytesIO(data)) as sound:
-        if sound.channels > MAX_CHANNELS or sound.frames * sound.channels > MAX_SAMPLES:
-            raise UserError("The sound is too long, or has too many channels.", "Use a shorter one in stereo.")
+        refuse_too_much(sound.frames, sound.samplerate, sound.channels)
         samples = sound.read(sound.frames, dtype="float32", always_2d=True)
         if len(samples) < sound.frames:
-            raise ValueError(f"the file promises {sound.frames} samples and has {len(samples)}")
-        if not np.isfinite(samples).all():
-            raise UserError("The sound has samples that are not finite numbers.", "Export it again.")
-        return samples.T.clip(-1, 1), sound.samplerate, sound.comment
+            raise cut_off()
+        return checked(samples.T), sound.samplerate, sound.comment
 
 
-def _refuse_truncated_wav(data: bytes) -> None:
-    """libsndfile silently reads what is left. A size of 0 or of all ones is how programs mark a stream."""
-    if data[:4] == b"RIFF":
-        (size,) = struct.unpack_from("<I", data, 4)
-        if size not in (0, 0xFFFFFFFF) and len(data) < size + 8:
-            raise ValueError(f"the file promises {size + 8} bytes and has {len(data)}")
+def refuse_too_much(frames: float, sample_rate: int, channels: int) -> None:
+    """Raises :class:`UserError` for a sound with too many channels, or with too many samples of them all."""
+    if channels > MAX_CHANNELS:
+        raise UserError(f"The sound has {channels} channels.", f"Use one of at most {MAX_CHANNELS}.")
+    if frames * channels > MAX_SAMPLES:
+        minutes = MAX_SAMPLES / channels / sample_rate / 60
+        many = "1 channel" if channels == 1 else f"{channels} channels"
+        raise UserError(
+            f"The sound is too long: with {many} at {sample_rate} Hz, at most {minutes:.2g} minutes can be read.",
+            "Cut it.",
+        )
+
+
+def checked(samples: np.ndarray) -> np.ndarray:
+    """``samples`` clipped to [-1, 1]. Raises :class:`UserError` if not all of them are numbers."""
+    if not np.isfinite(samples).all():
+        raise UserError("The sound has samples that are not finite numbers.", "Export it again.")
+    return samples.clip(-1, 1)
+
+
+def refuse_cut_off_riff(data: bytes) -> None:
+    """A decoder silently reads what is left. A size of 0 or of all ones is how programs mark a stream."""
+    (size,) = struct.unpack_from("<I", data, 4)
+    if size not in (0, 0xFFFFFFFF) and len(data) < size + 8:
+        raise cut_off()
+
+
+def cut_off() -> UserError:
+    return UserError("The file breaks off before its end.", "Copy or download it again.")

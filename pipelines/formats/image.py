@@ -1,21 +1,22 @@
-"""Still pictures (PNG, WebP, JPEG) and animated WebP, by Pillow."""
+"""Still pictures (PNG, WebP and JPEG; others are only read) and animations (WebP; GIF is only read), by Pillow."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin
+from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from models.errors import UserError
+from pipelines.formats.clips import Timing, clip_of, size_within, steady
 
 MAX_PIXELS = 64 * 2**20
-MAX_ANIMATION_PIXELS = 256 * 2**20
 MAX_EXIF_BYTES = 60_000
 
-_FORMATS = ("PNG", "JPEG", "WEBP")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_USUAL_DURATION = 100  # ms: what browsers give a frame that asks for none
 _PNG_KEY = "synesthete"
 _DESCRIPTION = 0x010E  # Exif ImageDescription
 _FRAME_RATE = 0xC764  # DNG FrameRate
@@ -37,18 +38,27 @@ def encode_image(pixels: np.ndarray, suffix: str, note: str | None) -> bytes:
 
 
 def decode_image(data: bytes) -> tuple[np.ndarray, str | None]:
-    """(H, W, 3) uint8 pixels, upright, transparency on white; and the embedded note."""
+    """(H, W, 3) uint8 pixels, upright, transparency on white, and the embedded note. An animation stands still."""
     image = _open(data)
     if image.width * image.height > MAX_PIXELS:
-        raise _too_large(image)
+        raise _too_many_pixels()
     note = image.info.get(_PNG_KEY) or image.getexif().get(_DESCRIPTION)
     return np.asarray(_to_rgb(ImageOps.exif_transpose(image))), note
 
 
+def is_picture(data: bytes) -> bool:
+    """Whether the file is in one of the formats that Pillow reads here, be it still or moving."""
+    try:
+        _open(data)
+    except UnidentifiedImageError:
+        return False
+    return True
+
+
 def is_animation(data: bytes) -> bool:
-    """Whether a WebP file has several frames, or was saved as an animation of frames that are all the same."""
+    """Whether the picture has several frames, or was saved as an animation of frames that are all the same."""
     image = _open(data)
-    return getattr(image, "n_frames", 1) > 1 or _FRAME_RATE in image.getexif()
+    return getattr(image, "is_animated", False) or _FRAME_RATE in image.getexif()
 
 
 def encode_animation(frames: np.ndarray, frame_rate: float, note: str | None) -> bytes:
@@ -68,37 +78,48 @@ def encode_animation(frames: np.ndarray, frame_rate: float, note: str | None) ->
 
 
 def decode_animation(data: bytes) -> tuple[np.ndarray, float, str | None]:
-    """(T, H, W, 3) uint8 frames at a steady rate, the rate in Hz, and the embedded note."""
-    image: Any = _open(data)
+    """(T, H, W, 3) uint8 frames at a steady rate, the rate in Hz, and the embedded note.
+
+    Frames are scaled down where the clip would be too large.
+    """
+    image = _open(data)
     exif = image.getexif()
     count = getattr(image, "n_frames", 1)
-    if image.width * image.height * count > MAX_ANIMATION_PIXELS:
-        raise _too_large(image)
-    frames, durations = [], []
-    for index in range(count):
-        image.seek(index)
-        frames.append(np.asarray(_to_rgb(image)))
-        durations.append(max(1, image.info.get("duration", 100)))
-    frame_rate = float(exif.get(_FRAME_RATE, 1000 / min(durations)))
-    _, length = exif.get(_PAGE_NUMBER, (0, max(1, round(sum(durations) * frame_rate / 1000))))
-    if image.width * image.height * length > MAX_ANIMATION_PIXELS:
-        raise _too_large(image)
-    starts = np.rint(np.arange(length) * 1000 / frame_rate)
-    shown = np.searchsorted(np.cumsum(durations), starts, side="right").clip(max=count - 1)
-    return np.stack([frames[index] for index in shown]), frame_rate, exif.get(_DESCRIPTION)
+    size_within(*image.size, count, Timing(1000 / _USUAL_DURATION, 0, count))
+    ends = np.cumsum([_seek(image, index) for index in range(count)]) / 1000
+    starts = np.concatenate([[0], ends[:-1]])
+    timing = steady(starts, ends[-1])
+    if _FRAME_RATE in exif:
+        rate = float(exif[_FRAME_RATE])
+        _, length = exif.get(_PAGE_NUMBER, (0, max(1, round(ends[-1] * rate))))
+        timing = Timing(rate, 0, length)
+    size = size_within(*image.size, count, timing)
+
+    def shown() -> Iterator[tuple[float, Image.Image]]:
+        for index, start in enumerate(starts):
+            _seek(image, index)
+            frame = _to_rgb(image)
+            yield start, frame if frame.size == size else frame.resize(size, Image.Resampling.BOX)
+
+    return clip_of(shown(), np.asarray, timing), timing.rate, exif.get(_DESCRIPTION)
+
+
+def _seek(image: Image.Image, index: int) -> int:
+    """Go to a frame; returns for how many milliseconds it is shown."""
+    image.seek(index)
+    image.load()  # WebP says only then how long
+    return int(image.info.get("duration") or _USUAL_DURATION)
 
 
 def _open(data: bytes) -> Image.Image:
     try:
         return Image.open(io.BytesIO(data), formats=_FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError("The picture has too many pixels.", f"Use at most {MAX_PIXELS:,}.") from error
+        raise _too_many_pixels() from error
 
 
-def _too_large(image: Image.Image) -> UserError:
-    frames = getattr(image, "n_frames", 1)
-    size = f"{image.width} x {image.height} pixels" + (f" and {frames} frames" if frames > 1 else "")
-    return UserError(f"The picture has {size}: too many.", "Use a smaller one.")
+def _too_many_pixels() -> UserError:
+    return UserError("The picture has too many pixels.", f"Use one of at most {MAX_PIXELS:,}, such as 8000 x 8000.")
 
 
 def _check_webp_size(image: Image.Image) -> None:
@@ -107,8 +128,10 @@ def _check_webp_size(image: Image.Image) -> None:
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey: convert() would clip it instead of scaling it.
-        return Image.fromarray(np.rint(np.asarray(image) / 257).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I;16"):  # grey: convert() would clip it instead of scaling it.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F", "LAB"):
+        raise UserError("The picture's colours are in a form for science or print.", "Save it in RGB of 8 or 16 bits.")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")

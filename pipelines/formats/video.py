@@ -1,24 +1,29 @@
-"""MP4 video (H.264, AAC), by PyAV."""
+"""Clips: MP4 (H.264, AAC) is written, and every container of :mod:`pipelines.formats.containers` read, by PyAV."""
 
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from fractions import Fraction
+from itertools import chain, islice, repeat
 from typing import Any
 
 import av
 import numpy as np
+from av.container import InputContainer
 
-from models.errors import UserError
-from pipelines.formats.audio import MAX_SAMPLES
-
-MAX_VIDEO_PIXELS = 256 * 2**20
+from pipelines.formats.clips import MAX_FRAMES, clip_of, no_picture, size_within, steady
+from pipelines.formats.containers import (
+    PICTURE_CODECS,
+    Sound,
+    decode_sound,
+    open_tracks,
+    picture_tracks,
+    refuse_other_codecs,
+)
 
 _SOUND_RATE = 48_000
 _AAC_FRAME = 1024
-Sound = tuple[np.ndarray, int]
 
 
 def encode_video(frames: np.ndarray, frame_rate: float, sound: Sound | None, note: str | None) -> bytes:
@@ -48,58 +53,53 @@ def encode_video(frames: np.ndarray, frame_rate: float, sound: Sound | None, not
 
 
 def decode_video(data: bytes) -> tuple[np.ndarray, float, Sound | None, str | None]:
-    """(T, H, W, 3) uint8 frames, the rate in Hz, the sound if there is any, and the embedded note."""
-    _refuse_truncated(data)
-    with av.open(io.BytesIO(data), "r", format="mp4", metadata_errors="replace") as container:
+    """(T, H, W, 3) uint8 frames at a steady rate, the rate in Hz, the sound if there is any, and the embedded note.
+
+    Frames come upright, and scaled down where the clip would be too large. The sound begins with the first of them.
+    """
+    with open_tracks(data) as container:
         note = container.metadata.get("comment")
-        if not container.streams.video:
-            raise UserError("The video has no picture in it.", "Use a file with a video track.")
-        stream = container.streams.video[0]
-        frame_rate = float(stream.average_rate or 25)
-        if stream.width * stream.height * max(1, stream.frames) > MAX_VIDEO_PIXELS:
-            raise _too_long()
-        frames = []
-        pixels = 0  # counted again while decoding: the header may say less than there is
-        for frame in container.decode(stream):
-            pixels += frame.width * frame.height
-            if pixels > MAX_VIDEO_PIXELS:
-                raise _too_long()
-            frames.append(frame.to_ndarray(format="rgb24"))
-        if len(frames) < stream.frames:
-            raise ValueError(f"the file promises {stream.frames} frames and has {len(frames)}")
-    return np.stack(frames), frame_rate, _decode_sound(data), note
+        tracks = picture_tracks(container)
+        if not tracks:
+            raise no_picture()
+        refuse_other_codecs(tracks[0], PICTURE_CODECS, "Save it as H.264 in an .mp4 file.")
+        starts, end = _times(container, tracks[0])
+        timing = steady(starts, end, float(tracks[0].average_rate or 0))
+        width, height = size_within(tracks[0].width, tracks[0].height, len(starts), timing)
+    sound = decode_sound(data, timing.start)
+
+    def pixels_of(frame: av.VideoFrame) -> np.ndarray:
+        way = None if (width, height) == (frame.width, frame.height) else "AREA"
+        pixels = frame.reformat(width, height, "rgb24", interpolation=way).to_ndarray()
+        return np.rot90(pixels, round(frame.rotation / 90))
+
+    with open_tracks(data) as container:
+        return clip_of(_shown(container, starts), pixels_of, timing), timing.rate, sound, note
 
 
-def _refuse_truncated(data: bytes) -> None:
-    """FFmpeg shows what is left of a file; its boxes tell how long it was. A box of size 0 goes on to the end."""
-    offset = 0
-    while offset + 8 <= len(data):
-        (size,) = struct.unpack_from(">I", data, offset)
-        if size == 1:
-            (size,) = struct.unpack_from(">Q", data, offset + 8)
-        if size == 0:
-            return
-        offset += max(size, 8)
-    if offset != len(data):
-        raise ValueError(f"the file promises {offset} bytes and has {len(data)}")
+def _times(container: InputContainer, stream: Any) -> tuple[np.ndarray, float]:
+    """When the frames are shown, in seconds, sorted, and until when the last one is. Raises :class:`UserError`."""
+    packets = (packet for packet in container.demux(stream) if packet.dts is not None or packet.pts is not None)
+    stamps = [
+        (packet.dts if packet.pts is None else packet.pts, packet.duration or 0)
+        for packet in islice(packets, MAX_FRAMES + 1)
+        if not packet.is_discard
+    ]
+    if not stamps:
+        raise no_picture()
+    starts, durations = np.array(sorted(stamps), np.float64).T * float(stream.time_base)
+    unknown = (starts[-1] - starts[0]) / max(1, len(starts) - 1)
+    return starts, starts[-1] + (durations[-1] or unknown)
 
 
-def _decode_sound(data: bytes) -> Sound | None:
-    with av.open(io.BytesIO(data), "r", format="mp4", metadata_errors="replace") as container:
-        if not container.streams.audio:
-            return None
-        stream = container.streams.audio[0]
-        resampler = av.AudioResampler(format="fltp")
-        blocks: list[np.ndarray] = []
-        size = 0
-        for frame in container.decode(stream):
-            blocks += [block.to_ndarray() for block in resampler.resample(frame)]
-            size += frame.samples * frame.layout.nb_channels
-            if size > MAX_SAMPLES:
-                raise _too_long()
-        if not blocks:
-            return None
-        return np.concatenate(blocks, axis=1).clip(-1, 1).astype(np.float32), stream.rate
+def _shown(container: InputContainer, starts: np.ndarray) -> Iterator[tuple[float, av.VideoFrame]]:
+    """Each decoded frame, from when on it is shown in seconds."""
+    # AVI stores in which order frames are decoded, not when they are shown.
+    is_timed = container.format.name != "avi"
+    for frame, start in zip(
+        container.decode(picture_tracks(container)[0]), chain(starts, repeat(starts[-1])), strict=False
+    ):
+        yield (frame.time if is_timed and frame.time is not None else float(start)), frame
 
 
 def _even(frames: np.ndarray) -> np.ndarray:
@@ -129,7 +129,3 @@ def _sound_blocks(samples: np.ndarray, sample_rate: int) -> Iterator[av.AudioFra
 
 def _layout(samples: np.ndarray) -> str:
     return "mono" if samples.shape[0] == 1 else "stereo"
-
-
-def _too_long() -> UserError:
-    return UserError("The video is too long or too large.", "Use a shorter or smaller one.")
