@@ -12,7 +12,7 @@ import json
 import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -86,6 +86,7 @@ class PictureText(nn.Module):
     ``class_names``: (1000, 384) sentence embeddings of the names of the backbone's classes; kept in float16.
     """
 
+    reads: ClassVar[Literal["sentences"]] = "sentences"
     class_names: Tensor
 
     def __init__(self, config: PictureTextConfig, backbone: EfficientNetLite2, class_names: Tensor) -> None:

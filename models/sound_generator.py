@@ -22,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.errors import UserError
+from models.published_spaces import audioldm_words
 
 NULL_CONDITION = "null_condition.safetensors"
 AUDIOLDM_FRAMES = 256  # 10.24 s, its training length; ``sample_size`` of its config is only a default of diffusers
@@ -158,8 +159,9 @@ def load_sound_generator(folder: Path, null_condition: Tensor | None = None) -> 
     """A folder as :meth:`SoundGenerator.save_pretrained` writes it, or one of AudioLDM; float32 on the CPU.
 
     AudioLDM's (``cvssp/audioldm-s-full-v2`` and its kin) has the parts in folders, of which ``unet`` and ``scheduler``
-    are loaded and the shape of the latents is read from ``vae`` and ``vocoder``. It lacks the null condition: CLAP's
-    text vector (D,) of the empty sentence, given here or stored beside as ``null_condition.safetensors``.
+    are loaded and the shape of the latents is read from ``vae`` and ``vocoder``. Its null condition is CLAP's text
+    vector (D,) of the empty sentence: given here, stored beside as ``null_condition.safetensors``, or else said by the
+    ``text_encoder`` of the folder, with its ``tokenizer``.
 
     Raises :class:`UserError` if the folder holds something else or no null condition is known.
     """
@@ -203,12 +205,14 @@ def _load_scheduler(folder: Path) -> DDIMScheduler:
 
 def _load_null_condition(folder: Path) -> Tensor:
     path = folder / NULL_CONDITION
-    if not path.exists():
+    if path.exists():
+        return load_file(path)["null_condition"]
+    if not (folder / "text_encoder").is_dir():
         raise UserError(
             f"The generator in '{folder}' lacks the vector of the empty sentence.",
-            f"Compute it with the CLAP that belongs to the generator, and store it there as {NULL_CONDITION}.",
+            "Fetch its folders text_encoder and tokenizer too.",
         )
-    return load_file(path)["null_condition"]
+    return audioldm_words(folder, [""])[0]
 
 
 def _bands_of(folder: Path) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Self, cast
+from typing import ClassVar, Literal, Self, cast
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -69,6 +69,9 @@ class SoundTower(nn.Module):
 
 class SoundText(SoundTower):
     """A space of sounds and sentences."""
+
+    reads: ClassVar[Literal["sentences"]] = "sentences"
+    hears: ClassVar[Literal["mels"]] = "mels"
 
     def __init__(self, config: ClapAudioConfig, mel: MelConfig) -> None:
         super().__init__(config, mel)

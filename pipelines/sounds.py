@@ -33,6 +33,7 @@ if TYPE_CHECKING:  # they import diffusers and transformers, which takes seconds
     from models.nets.audio_autoencoder import AudioAutoencoder
     from models.nets.vocoder import HifiGanVocoder, IstftVocoder
     from models.picture_text import PictureText
+    from models.published_spaces import PublishedPictureText
     from models.sound_generator import SoundGenerator
     from models.text_encoder import TextEncoder
 
@@ -98,7 +99,22 @@ def sentence_embedding(encoder: TextEncoder, words: str, runtime: Runtime) -> tu
         return encoder.sentence_embeddings([heard], TOKENS).to(runtime.models.device), heard
 
 
-def picture_vector(space: PictureText, shown: Image | Video, runtime: Runtime) -> Tensor:
+def words_vector(key: str, words: str, runtime: Runtime) -> tuple[Tensor, str]:
+    """Where the space ``key`` has a sentence, (1, D), and as much of it as the sentence encoder takes.
+
+    A published space reads words itself, so the encoder is not even leased.
+    """
+    with runtime.lease(key) as space:
+        if space.reads == "words":
+            with precision(runtime.models):
+                return space.embed_words([words]), words
+        with runtime.lease("sentence-encoder") as encoder:
+            sentence, heard = sentence_embedding(encoder, words, runtime)
+        with precision(runtime.models):
+            return space.embed_sentences(sentence), heard
+
+
+def picture_vector(space: PictureText | PublishedPictureText, shown: Image | Video, runtime: Runtime) -> Tensor:
     """The unit vector (D,) of a picture, or of a clip: the mean of its frames' (fact sheet ``v2a_mapper.md``, 3)."""
     vectors = []
     for part in _squares(shown).split(runtime.micro_batch):

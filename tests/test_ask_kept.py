@@ -222,7 +222,7 @@ json_values = st.recursive(
 
 
 @given(st.data())
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_changed_in_it_nothing_raises(host: Host, honest: dict[str, Any], data: st.DataObject) -> None:
     forged = json.loads(json.dumps(honest))
     within: Any = forged

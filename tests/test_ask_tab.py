@@ -352,7 +352,7 @@ def test_the_tab_keeps_what_was_typed_when_it_cannot_be_used(studio: Studio) -> 
 
 
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=3))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_is_said_there_is_an_answer_that_can_be_shown(host: Host, prompts: list[str]) -> None:
     talk = Talk()
     for prompt in prompts:

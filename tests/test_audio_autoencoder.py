@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import AutoencoderKL, AutoencoderTiny
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from models.errors import UserError
@@ -49,7 +49,6 @@ def small_kl() -> AutoencoderKL:
     return AutoencoderKL(**{**AUDIOLDM_VAE, **sizes}, scaling_factor=0.9).eval()
 
 
-@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 12))
 def test_every_fourth_frame_and_band_is_a_latent(count: int, quarters: int) -> None:
     autoencoder = AudioAutoencoder(tiny(), LITE_MEL)

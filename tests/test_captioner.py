@@ -82,7 +82,7 @@ def all_sentences(table: Tensor, most: int) -> dict[tuple[int, ...], float]:
 
 
 @given(st.integers(2, 4), st.integers(1, 3), st.integers(0, 999))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_a_search_wide_enough_finds_the_best_sentence_of_all(pieces: int, most: int, seed: int) -> None:
     table = table_of(pieces, seed)
     sentences = all_sentences(table, most)
@@ -92,7 +92,7 @@ def test_a_search_wide_enough_finds_the_best_sentence_of_all(pieces: int, most: 
 
 
 @given(st.integers(0, 999), st.integers(1, 4))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_every_search_tells_the_confidence_of_what_it_found(seed: int, width: int) -> None:
     table = table_of(4, seed)
     [(tokens, confidence)] = beam_search(lambda tokens: next_by(table, tokens), 1, width, 4, CPU)

@@ -109,6 +109,7 @@ def test_only_what_a_run_needs_is_leased(tmp_path: Path, query: Artifact, bridge
     manager = sound_manager(tmp_path)
     produced(manager, CLIPSONIC, query, bridge=bridge, steps=1)
     assert set(resident(manager)) == leased | GENERATION
+    assert set(CLIPSONIC.models_for([query], CLIPSONIC.parse_params({"bridge": bridge}))) == leased | GENERATION
 
 
 # ------------------------------------------------------------------------------------------ seeds, batches, progress

@@ -246,7 +246,7 @@ class Says:
         return self.scores
 
 
-@settings(max_examples=10_000 if os.environ.get("SYNESTHETE_NIGHTLY") else 300, deadline=None)
+@settings(max_examples=10_000 if os.environ.get("SYNESTHETE_NIGHTLY") else 300)
 @given(
     st.one_of(st.text(max_size=200), WORDS),
     st.lists(st.sampled_from(MEDIA_NAMES), max_size=3),

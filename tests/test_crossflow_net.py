@@ -255,7 +255,7 @@ def test_time_grid_includes_both_ends(steps: int) -> None:
 
 
 @given(st.integers(1, 20), st.integers(0, 2**31))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_sampler_follows_a_constant_velocity_exactly(steps: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     source, target = torch.randn(2, 3, 1, 2, 2, generator=generator)

@@ -148,7 +148,7 @@ def test_an_emoji_is_read_by_its_name() -> None:
 
 
 @given(st.text(max_size=60))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_text_paints_or_says_why_not(manager: ModelManager, prompt: str) -> None:
     try:
         clean = clean_prompt(prompt)

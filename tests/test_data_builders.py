@@ -18,7 +18,7 @@ from PIL import Image
 from training.data import containers, emoji, fetch, licences, shapes, sounds, stamps, verify
 from training.data.common import SIZE, encode_webp, evenly_spread, on_white, package_folder, read_json
 
-few = settings(max_examples=40, deadline=None)
+few = settings(max_examples=40)
 PERMISSIVE, ATTRIBUTION, SHAREALIKE, GPL, OTHER = licences.FAMILIES
 
 

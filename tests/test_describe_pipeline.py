@@ -192,7 +192,7 @@ def test_a_captioner_that_reads_pictures_needs_no_space(tmp_path: Path) -> None:
 
 
 @given(st.integers(1, 30), st.integers(1, 40), st.integers(1, 40))
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 def test_up_to_eight_frames_are_read_the_ends_among_them(count: int, height: int, width: int) -> None:
     frames = np.arange(count, dtype=np.uint8)[:, None, None, None] * np.full((1, height, width, 3), 8, np.uint8)
     read = frames_of(Video(frames, 10.0), 12)
@@ -225,7 +225,7 @@ def test_a_long_sound_is_listened_to_in_eight_places_up_to_its_end() -> None:
 
 
 @given(st.integers(1, 400), st.integers(1, 40), st.integers(1, 3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_any_sound_fills_whole_windows(length: int, rate: int, channels: int) -> None:
     samples = np.random.default_rng(length).uniform(-1, 1, (channels, length)).astype(np.float32)
     windows = windows_of(Audio(samples, rate * 1000), LITE_MEL, 2048)
@@ -272,9 +272,11 @@ def test_the_text_is_kept_with_what_it_describes(manager: ModelManager, tmp_path
 
 
 def test_each_text_names_the_models_that_described_it(manager: ModelManager) -> None:
-    texts = written(manager, picture(0), tone(440), replace(clip(), audio=tone(440)))
+    given = [picture(0), tone(440), replace(clip(), audio=tone(440))]
+    texts = written(manager, *given)
     named = [{record.key for record in text.provenance.models} for text in texts if text.provenance]
     assert named == [SIGHT, HEARING, SIGHT | HEARING]
+    assert named == [set(DESCRIBE.models_for([item], DESCRIBE.parse_params({}))) for item in given]
 
 
 # ----------------------------------------------------------------------------------------------------------- bad input

@@ -145,7 +145,7 @@ def test_a_foreign_noun_without_article_is_refused() -> None:
 # ---- noise ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(st.characters(codec="utf-8", exclude_characters=OPEN + CLOSE), max_size=60), st.integers(0, 999))
 def test_noise_keeps_the_marks_of_what_is_wanted(text: str, seed: int) -> None:
     rough = noise.roughened(f"draw {OPEN}{text}{CLOSE} now", load("en"), random.Random(seed))
@@ -231,7 +231,7 @@ def test_every_template_makes_a_valid_row_in_its_split(code: str) -> None:
         check(make_row(template, split_of(template.text), load(code), rng))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.sampled_from(TEMPLATES), st.integers(0, 10**6))
 def test_filling_leaves_no_grammar_behind(template: Template, seed: int) -> None:
     row = make_row(template, split_of(template.text), load(template.language), random.Random(seed))

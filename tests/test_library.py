@@ -133,7 +133,7 @@ def test_titles_of_any_characters(library: Library) -> None:
 titles = st.sampled_from(["a red apple", "A RED pear", "100% blue", "blue_apple", "Äpfel", "ΑΠΠΛΕ apple"])
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     added=st.lists(st.tuples(titles, st.booleans()), max_size=6),
     search=st.sampled_from([None, "", " ", "apple", "RED", "äPFEL", "%", "_", "red a", "αππλε", "'"]),

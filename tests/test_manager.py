@@ -302,4 +302,4 @@ class Accounts(RuleBasedStateMachine):
 
 
 TestAccounts = Accounts.TestCase
-TestAccounts.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+TestAccounts.settings = settings(max_examples=15, stateful_step_count=20)

@@ -37,7 +37,7 @@ def test_packed_weights_are_a_quarter_and_come_back_within_half_a_step(tmp_path:
             torch.testing.assert_close(back[name], value, rtol=1e-3, atol=1e-7)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(rows=st.integers(1, 5), seed=st.integers(0, 2**16), exponent=st.integers(-30, 30))
 def test_packing_holds_at_every_scale_of_the_weights(rows: int, seed: int, exponent: int) -> None:
     weight = torch.randn(rows, PACKED_FROM_ELEMENTS, generator=torch.Generator().manual_seed(seed)) * 10.0**exponent
@@ -76,7 +76,7 @@ def test_weights_that_are_no_numbers_are_not_packed(bad: Tensor) -> None:
 # ---------------------------------------------------------------------------------------- NF4
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(1, 5), blocks=st.integers(1, 4), seed=st.integers(0, 99), exponent=st.integers(-20, 20))
 def test_nf4_is_within_half_the_widest_gap(rows: int, blocks: int, seed: int, exponent: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -115,7 +115,7 @@ def test_a_picture_gets_another_background_and_keeps_its_inside() -> None:
     assert coloured[:, 24, 16].tolist() == [1, 1, 1] and coloured[:, 24, 24].tolist() == [1, -1, -1]
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(0, 999))
 def test_views_stay_pictures_on_white(seed: int) -> None:
     torch.manual_seed(seed)

@@ -198,7 +198,7 @@ def cost(order: Sequence[Step], registry: Registry) -> tuple[int, float]:
     return swaps, waited
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_the_order_has_the_fewest_swaps_of_all_orders(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 5))
@@ -356,7 +356,7 @@ params: st.SearchStrategy[Mapping[str, JsonValue]] = st.sampled_from(
 goals = st.builds(Goal, outputs, st.lists(sources, max_size=5).map(tuple), op=ops, params=params, kept=st.booleans())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.lists(goals, max_size=8))
 def test_any_goals_give_a_plan_that_can_run_or_a_reason(goals: list[Goal]) -> None:
     try:

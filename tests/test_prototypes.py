@@ -97,7 +97,7 @@ def test_media_that_were_never_taught_are_left_to_the_rules(encoder: TextEncoder
     assert router_of(encoder).score(Request.of("so what do you think of me?"), media).outputs["scent"] < 0.5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(SINGLE, st.lists(st.sampled_from(KINDS), max_size=2), st.lists(st.tuples(st.sampled_from(KINDS), SINGLE)))
 def test_any_request_has_probabilities(
     encoder: TextEncoder, prompt: str, uploads: list[str], history: list[tuple[str, str]]

@@ -137,7 +137,7 @@ def quantized_linear(kind: type[Int8Linear] | type[Nf4Linear], bias: bool = True
     return layer, original
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(rows=st.integers(0, 9), seed=st.integers(0, 99), bias=st.booleans(), exponent=st.integers(-20, 20))
 def test_int8_is_right_at_every_scale_and_length_of_the_activations(
     rows: int, seed: int, bias: bool, exponent: int

@@ -123,7 +123,7 @@ values = st.fixed_dictionaries(
 
 
 @given(values)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_settings_survive_the_way_through_the_controls(given_values: dict[str, Any]) -> None:
     params = Everything(**given_values)
     held = {name: shown(Everything.model_fields[name], value) for name, value in params.model_dump().items()}
@@ -131,7 +131,7 @@ def test_settings_survive_the_way_through_the_controls(given_values: dict[str, A
 
 
 @given(values)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_components_pass_on_what_they_are_filled_with(given_values: dict[str, Any]) -> None:
     """As a remix does it: value to component to browser to component to value."""
     with gr.Blocks():

@@ -68,7 +68,7 @@ def client(tiny_studio: Studio) -> TestClient:
     arrays.arrays(np.float32, st.tuples(st.integers(1, 3), st.integers(1, 500)), elements=st.floats(-1, 1, width=32)),
     st.integers(1, 200),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_peaks_bound_every_sample_and_are_reached(samples: np.ndarray, columns: int) -> None:
     found = peaks(samples, columns)
     assert found.shape == (columns,) and found.max() == np.abs(samples).max()

@@ -66,7 +66,7 @@ def noise(level: float, seconds: float = 1.0, seed: int = 0) -> np.ndarray:
 
 
 @given(st.floats(-50, 20), st.floats(0.5, 2), st.integers(0, 99))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_no_level_clips(decibels: float, seconds: float, seed: int) -> None:
     sound = finished(noise(10 ** (decibels / 20), seconds, seed), RATE)
     assert metered_peak(sound) <= 0.89 and np.abs(sound.samples).max() <= 0.89
@@ -270,6 +270,7 @@ def test_only_what_a_run_needs_is_leased(tmp_path: Path, params: dict[str, Any],
     manager = sound_manager(tmp_path)
     produced(manager, V2A, picture(0), **{"steps": 1, **params})
     assert set(resident(manager)) == leased | GENERATION
+    assert set(V2A.models_for([picture(0)], V2A.parse_params(params))) == leased | GENERATION
 
 
 # -------------------------------------------------------------------------------------- progress, stop, provenance

@@ -46,7 +46,7 @@ def noise(count: int = 2, frames: int = 48) -> Tensor:
     return torch.randn(count, samples) * 0.1 * (1 + torch.sin(torch.arange(samples) / 2_000))
 
 
-@settings(deadline=None, max_examples=20)
+@settings(max_examples=20)
 @given(st.integers(1, 3), st.integers(1, 70))
 def test_a_hop_for_every_frame(count: int, frames: int) -> None:
     with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -114,8 +114,16 @@ def _mean_shift() -> Bridge:
     return MeanShift.between(*(F.normalize(torch.randn(8, WIDTH), dim=1) for _ in range(2)))
 
 
-def sound_manager(folder: Path, mel: MelConfig = LITE_MEL, vocoder_mel: MelConfig | None = None) -> ModelManager:
-    """Everything that both pipelines may lease; the vocoder's spectrograms are the autoencoder's unless told."""
+def sound_manager(
+    folder: Path,
+    mel: MelConfig = LITE_MEL,
+    vocoder_mel: MelConfig | None = None,
+    instead: Mapping[str, Callable[[], nn.Module]] | None = None,
+) -> ModelManager:
+    """Everything that both pipelines may lease; the vocoder's spectrograms are the autoencoder's unless told.
+
+    ``instead``: other models than the usual ones, by key.
+    """
     models: dict[str, Callable[[], nn.Module]] = {
         "picture-text": _picture_text,
         "sound-text": _sound_text,
@@ -128,6 +136,7 @@ def sound_manager(folder: Path, mel: MelConfig = LITE_MEL, vocoder_mel: MelConfi
         "clipsonic": _generator,
         "audio-autoencoder": lambda: _autoencoder(mel),
         "vocoder": lambda: IstftVocoder(VocoderConfig(width=16, hidden=32, blocks=1), vocoder_mel or mel),
+        **(instead or {}),
     }
 
     def load(index: int, build: Callable[[], nn.Module]) -> nn.Module:

@@ -27,9 +27,10 @@ from pipelines.sounds import (
     Wanted,
     clean_words,
     picture_vector,
-    sentence_embedding,
+    words_vector,
 )
 
+BRIDGES = {"prior": "clipsonic-prior", "mean_shift": "clipsonic-mean-shift"}
 BEST_OF = 4  # answers of the prior, of which the one nearest to the words counts (fact sheet ``clipsonic.md``, 8)
 OF_A_SOUND = re.compile(r"((the|a|some) )?(sounds?|noises?)( effects?)? of ", re.IGNORECASE)
 OF_A_PICTURE = re.compile(r"((the|a) )?(photo|photograph|picture|image|drawing)s? of ", re.IGNORECASE)
@@ -53,13 +54,18 @@ class CLIPSonic(Pipeline):
     models: ClassVar[tuple[str, ...]] = (
         "picture-text",
         "sentence-encoder",
-        "clipsonic-prior",
-        "clipsonic-mean-shift",
+        *BRIDGES.values(),
         "clipsonic",
         "audio-autoencoder",
         "vocoder",
     )
     examples = (("rain",), ("a barking dog",), ("a church bell",), ("a train",), ("waves on a beach",), ("a cat",))
+
+    def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
+        said = isinstance(inputs[0], Text)
+        unused = {key for name, key in BRIDGES.items() if name != cast(CLIPSonicParams, params).bridge or not said}
+        unused |= set() if said else {"sentence-encoder"}
+        return tuple(key for key in self.models if key not in unused)
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         params = cast(CLIPSonicParams, params)
@@ -110,11 +116,8 @@ def _conditions(query: str | Image, params: CLIPSonicParams, runtime: Runtime) -
     if isinstance(query, Image):
         with runtime.lease("picture-text") as space:
             return picture_vector(space, query, runtime).expand(params.num_sounds, -1), "Making the picture's sound"
-    with runtime.lease("sentence-encoder") as encoder:
-        sentence, asked = sentence_embedding(encoder, query, runtime)
-    with runtime.lease("picture-text") as space, precision(runtime.models):
-        said = space.embed_sentences(sentence).expand(params.num_sounds, -1)
-    return _bridged(said, params, runtime), f'Asked for "{asked[:80]}"'
+    said, asked = words_vector("picture-text", query, runtime)
+    return _bridged(said.expand(params.num_sounds, -1), params, runtime), f'Asked for "{asked[:80]}"'
 
 
 def _bridged(said: Tensor, params: CLIPSonicParams, runtime: Runtime) -> Tensor:
@@ -122,7 +125,7 @@ def _bridged(said: Tensor, params: CLIPSonicParams, runtime: Runtime) -> Tensor:
     if params.bridge == "zero_shot":
         return said
     if params.bridge == "mean_shift":
-        with runtime.lease("clipsonic-mean-shift") as shift, precision(runtime.models):
+        with runtime.lease(BRIDGES["mean_shift"]) as shift, precision(runtime.models):
             return cast(Tensor, shift(said, params.bridge_seeds()))
-    with runtime.lease("clipsonic-prior") as prior, precision(runtime.models):
+    with runtime.lease(BRIDGES["prior"]) as prior, precision(runtime.models):
         return cast(Tensor, prior(said, params.bridge_seeds(), best_of=BEST_OF))

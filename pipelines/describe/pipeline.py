@@ -27,8 +27,11 @@ from pipelines.sounds import picture_vector
 
 if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere listing need not spend
     from models.captioner import Captioner, Description, PublishedCaptioner
+    from models.published_spaces import PublishedSoundText
     from models.sound_text import SoundText
 
+SEEING = ("picture-text", "picture-captioner")
+HEARING = ("sound-text", "sound-captioner")
 MOST_WINDOWS = 8  # of a sound that are listened to
 MOST_FRAMES = 8  # of a clip that a captioner reads
 LEVEL = 0.5  # peak of a sound that is listened to; clips in training have 0.1 to 0.9
@@ -45,7 +48,12 @@ class Describe(Pipeline):
     summary = "Show a picture or a clip, or play a sound, and read what it is, how sure that is and what comes near."
     routes = (Route(("image",), "text"), Route(("audio",), "text"), Route(("video",), "text"))
     params_type = DescribeParams
-    models: ClassVar[tuple[str, ...]] = ("picture-text", "picture-captioner", "sound-text", "sound-captioner")
+    models: ClassVar[tuple[str, ...]] = (*SEEING, *HEARING)
+
+    def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
+        """Of what is seen, of what is heard, or both; a captioner that reads pictures then leaves their space alone."""
+        sight, sound = sight_and_sound(inputs)
+        return (*(SEEING if sight else ()), *(HEARING if sound else ()))
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         nearest = cast(DescribeParams, params).nearest
@@ -145,7 +153,7 @@ def _sight(runtime: Runtime, stack: ExitStack, nearest: int) -> Sense:
     space = stack.enter_context(runtime.lease("picture-text"))
     return Sense(
         lambda shown: _described(captioner, picture_vector(space, shown, runtime), nearest, runtime),
-        ("picture-text", "picture-captioner"),
+        SEEING,
     )
 
 
@@ -155,7 +163,7 @@ def _hearing(runtime: Runtime, stack: ExitStack, nearest: int) -> Sense:
     space = stack.enter_context(runtime.lease("sound-text"))
     return Sense(
         lambda sound: _described(captioner, sound_vector(space, sound, runtime), nearest, runtime),
-        ("sound-text", "sound-captioner"),
+        HEARING,
     )
 
 
@@ -182,29 +190,42 @@ def frames_of(shown: Image | Video, side: int) -> Tensor:
     return torch.from_numpy(squeezed).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def sound_vector(space: SoundText, sound: Audio, runtime: Runtime) -> Tensor:
+def sound_vector(space: SoundText | PublishedSoundText, sound: Audio, runtime: Runtime) -> Tensor:
     """The unit vector (D,) of a sound: the mean of those of its windows, as for the frames of a clip."""
-    windows = windows_of(sound, space.mel, space.mel.samples(space.frames)).to(runtime.models.device)
+    device = runtime.models.device
+    if space.hears == "waveforms":
+        heard = parts_of(sound, space.sample_rate, space.samples).to(device)
+    else:
+        windows = windows_of(sound, space.mel, space.mel.samples(space.frames))
+        heard = log_mel(windows.to(device), space.mel)
     with precision(runtime.models), torch.no_grad():
-        vectors = [space.embed_sounds(log_mel(part, space.mel)) for part in windows.split(runtime.micro_batch)]
+        vectors = [space.embed_sounds(part) for part in heard.split(runtime.micro_batch)]
     return F.normalize(torch.cat(vectors).float().mean(0), dim=0)
 
 
 def windows_of(sound: Audio, mel: MelConfig, samples: int) -> Tensor:
-    """(W, samples) float32 at the rate of ``mel``, with a peak of ``LEVEL`` over all: the mean of the channels.
+    """(W, samples) float32: :func:`parts_of` at the rate of ``mel``, with a peak of ``LEVEL`` over all of them.
+
+    A sound that is shorter than one window is followed by silence.
+    """
+    parts = parts_of(sound, mel.sample_rate, samples)
+    windows = F.pad(parts, (0, samples - parts.shape[1]))
+    return windows * (LEVEL / windows.abs().max().clamp(min=SILENCE))
+
+
+def parts_of(sound: Audio, sample_rate: int, samples: int) -> Tensor:
+    """(W, up to ``samples``) float32 at ``sample_rate``: the mean of the channels.
 
     A sound that is longer than one window is listened to in up to 8, spread evenly over all of it; only these are
-    resampled. A shorter one is followed by silence.
+    resampled.
     """
-    length = max(1, round(samples / mel.sample_rate * sound.sample_rate))
+    length = max(1, round(samples / sample_rate * sound.sample_rate))
     total = sound.samples.shape[1]
     count = min(MOST_WINDOWS, -(-total // length))
     starts = np.linspace(0, max(0, total - length), count).round().astype(int)
     heard = []
     for start in starts:
         part = Audio(sound.samples[:, start : start + length].mean(0, keepdims=True), sound.sample_rate)
-        # At this speed it has as many samples a second as the mel wants.
-        resampled = at_speed(part, sound.sample_rate / mel.sample_rate).samples[0, :samples]
-        heard.append(np.pad(resampled, (0, samples - len(resampled))))
-    windows = torch.from_numpy(np.stack(heard))
-    return windows * (LEVEL / windows.abs().max().clamp(min=SILENCE))
+        # At this speed it has as many samples a second as are wanted.
+        heard.append(at_speed(part, sound.sample_rate / sample_rate).samples[0, :samples])
+    return torch.from_numpy(np.stack(heard))

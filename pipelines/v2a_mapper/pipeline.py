@@ -28,8 +28,8 @@ from pipelines.sounds import (
     Wanted,
     clean_words,
     picture_vector,
-    sentence_embedding,
     shown_in,
+    words_vector,
 )
 
 MAPPERS = {"generative": "v2a-mapper", "regression": "v2a-regression"}
@@ -66,6 +66,14 @@ class V2AMapper(Pipeline):
         "audio-autoencoder",
         "vocoder",
     )
+
+    def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
+        params = cast(V2AParams, params)
+        share = params.share if params.words.strip() else 0.0
+        unused = {key for name, key in MAPPERS.items() if name != params.mapper or share == 1}
+        unused |= {"sound-text", "sentence-encoder"} if share == 0 else set()
+        unused |= {"picture-text"} if share == 1 else set()
+        return tuple(key for key in self.models if key not in unused)
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         params = cast(V2AParams, params)
@@ -111,7 +119,8 @@ def _conditions(
     share = params.share if words else 0.0
     if words is None or share == 0:
         return _mapped(shown, params, runtime)
-    said = _vector_of(words, runtime).expand(params.num_sounds, -1)
+    vector, _ = words_vector("sound-text", words, runtime)
+    said = vector.expand(params.num_sounds, -1)
     if share == 1:
         return [said] * len(shown)
     from models.bridges import slerp
@@ -125,14 +134,6 @@ def _mapped(shown: Sequence[Image | Video], params: V2AParams, runtime: Runtime)
         seen = [picture_vector(space, one, runtime) for one in shown]
     with runtime.lease(MAPPERS[params.mapper]) as bridge, precision(runtime.models):
         return [bridge(vector.expand(params.num_sounds, -1), params.bridge_seeds()).float() for vector in seen]
-
-
-def _vector_of(words: str, runtime: Runtime) -> Tensor:
-    """(1, D): where the space of sounds has the sentence."""
-    with runtime.lease("sentence-encoder") as encoder:
-        sentence, _ = sentence_embedding(encoder, words, runtime)
-    with runtime.lease("sound-text") as space, precision(runtime.models):
-        return cast(Tensor, space.embed_sentences(sentence))
 
 
 def _results(sound: Audio, shown: Image | Video) -> Iterator[Audio | Video]:
