@@ -184,7 +184,8 @@ def test_muon_fits_an_ill_conditioned_map_and_decays_unused_weights() -> None:
     torch.testing.assert_close(unused.detach(), torch.full((4, 4), kept))
 
 
-def test_the_text_encoder_learns_alone_first() -> None:
+def tiny_trainee() -> tuple[Trainee, tuple[torch.Tensor, ...]]:
+    """A small model, and a batch of latents, token states, mask and equal captions."""
     torch.manual_seed(0)
     config = replace(
         CONFIG,
@@ -194,8 +195,12 @@ def test_the_text_encoder_learns_alone_first() -> None:
         tokens=4,
         stages=(StageConfig("transformer", 8, 16, 16, 3, heads=2), StageConfig("convnext", 16, 8, 8, 1)),
     )
-    model = Trainee(CrossFlow(config))
     batch = (torch.randn(6, 8, 16, 16), torch.randn(6, 4, 32), torch.ones(6, 4), torch.eye(6, dtype=torch.bool))
+    return Trainee(CrossFlow(config)), batch
+
+
+def test_the_text_encoder_learns_alone_first() -> None:
+    model, batch = tiny_trainee()
     loss, metrics = crossflow_loss(model, *batch, encoder_only=True)
     loss.backward()
     assert "flow" not in metrics
@@ -204,3 +209,16 @@ def test_the_text_encoder_learns_alone_first() -> None:
     loss, metrics = crossflow_loss(model, *batch)
     loss.backward()
     assert "flow" in metrics and all(parameter.grad is not None for parameter in model.flow.stages.parameters())
+
+
+def test_the_mean_of_z0_becomes_a_faint_picture() -> None:
+    model, (latents, states, mask, same) = tiny_trainee()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(150):
+        loss, _ = crossflow_loss(model, latents, states, mask, same, encoder_only=True)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    mean, _ = model.eval().flow.encode_text(states, mask)
+    across = torch.corrcoef(torch.cat([mean.flatten(1), latents.flatten(1)]))[:6, 6:]
+    assert across.diagonal().min() > 0.5 and across.argmax(1).tolist() == list(range(6))
