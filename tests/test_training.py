@@ -184,7 +184,7 @@ def test_muon_fits_an_ill_conditioned_map_and_decays_unused_weights() -> None:
     torch.testing.assert_close(unused.detach(), torch.full((4, 4), kept))
 
 
-def tiny_trainee() -> tuple[Trainee, tuple[torch.Tensor, ...]]:
+def tiny_trainee() -> tuple[Trainee, tuple[Tensor, Tensor, Tensor, Tensor]]:
     """A small model, and a batch of latents, token states, mask and equal captions."""
     torch.manual_seed(0)
     config = replace(
