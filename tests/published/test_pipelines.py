@@ -24,27 +24,8 @@ from pipelines.sounds import picture_vector, words_vector
 from pipelines.v2a_mapper.pipeline import V2AMapper
 from tests.test_describe_pipeline import captioner, tone
 from tests.tiny_models import resident
-from tests.tiny_published import SAMPLE_RATE, SIDE, noises, pixels_of, write_published
+from tests.tiny_published import SAMPLE_RATE, SIDE, noises, pixels_of
 from tests.tiny_sounds import clip, events, picture, produced, sound_manager
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_published(tmp_path_factory.mktemp("published"))
-
-
-@pytest.fixture(scope="module")
-def sights(folders: Path) -> PublishedPictureText:
-    space = load_picture_space(folders / "clip")
-    assert isinstance(space, PublishedPictureText)
-    return space
-
-
-@pytest.fixture(scope="module")
-def sounds(folders: Path) -> PublishedSoundText:
-    space = load_sound_space(folders / "clap")
-    assert isinstance(space, PublishedSoundText)
-    return space
 
 
 @pytest.fixture

@@ -44,31 +44,11 @@ from tests.tiny_published import (
     clip_folder,
     noises,
     pixels_of,
-    write_published,
 )
 from training.sound_text import audio_config
 
 SECONDS = 10
 WORDS = ["rain", "a photo of rain on a roof", "Ein Hund, 犬!", ""]
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_published(tmp_path_factory.mktemp("published"))
-
-
-@pytest.fixture(scope="module")
-def sights(folders: Path) -> PublishedPictureText:
-    space = load_picture_space(folders / "clip")
-    assert isinstance(space, PublishedPictureText)
-    return space
-
-
-@pytest.fixture(scope="module")
-def sounds(folders: Path) -> PublishedSoundText:
-    space = load_sound_space(folders / "clap")
-    assert isinstance(space, PublishedSoundText)
-    return space
 
 
 def colours(*sizes: tuple[int, int]) -> list[np.ndarray]:
