@@ -38,8 +38,8 @@ SEED, BATCH = 29, 192
 ENCODER_STEPS, STEPS = 2000, 3000
 # What a picture shows is decided at t = 0, where the flow has nothing but z0 to go by, and there the flow alone learns
 # slowly: after 165,000 pictures one of the five nearest was right for 8 % of seen emoji captions. After as many,
-# regression has 37 % of all seen captions there, in a fifth of the time, and the backbone is left with what it does well:
-# to make a sharp picture of a faint one.
+# regression has 37 % of all seen captions there, in a fifth of the time, and the backbone is left with what it does
+# well: to make a sharp picture of a faint one.
 FAINT, PICTURE_WEIGHT = 0.7, 4.0
 NULL_SHARE = 0.1
 TIME_MEAN, TIME_DEVIATION = -1.0, 1.3
