@@ -28,7 +28,7 @@ from models.errors import Cancelled, UserError
 from models.machine import choose_device, memory_budget
 from models.manager import ModelManager
 from models.precision import PRECISIONS, Precision
-from models.quantize import choose_precision
+from models.quantize import SLOWER, choose_precision
 from models.spec import ModelSpec
 from models.speeds import measured_speeds
 from pipelines.base import Event, Params, Pipeline, Produced, Progress, Registry, Runtime, installed_registry
@@ -294,7 +294,7 @@ def build_manager(settings: Settings, registry: Registry | None = None) -> Model
     """The manager of the settings' device, budget, models and precision.
 
     Precision ``auto`` halves memory at no visible loss and no loss of speed on this machine, goes lower where a model
-    loses nothing visible by it, and lower still if the models of some pipeline would not fit together otherwise.
+    loses neither by it, and lower still if the models of some pipeline would not fit together otherwise.
     """
     device = choose_device(settings.device)
     specs = settings.catalog()
@@ -323,9 +323,11 @@ def _chosen_precisions(
     if settings.precision != "auto":
         return dict.fromkeys(specs, settings.precision)
     sets = [[specs[key].bytes for key in pipeline.models if key in specs] for pipeline in registry]
-    fits = choose_precision(max(map(sum, sets), default=0), budget, measured_speeds(device))
-    if device.type == "cpu" and not torch.cpu._is_vnni_supported():
-        return dict.fromkeys(specs, fits)  # without whole-number products int8 is slower
+    speeds = measured_speeds(device)
+    fits = choose_precision(max(map(sum, sets), default=0), budget, speeds)
+    # Without products of whole numbers, or with faster ones of bfloat16, int8 would cost speed.
+    if speeds.int8 > SLOWER * getattr(speeds, fits, speeds.int8):
+        return dict.fromkeys(specs, fits)
     return {key: max(fits, spec.lossless, key=PRECISIONS.index) for key, spec in specs.items()}
 
 

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from statistics import median
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.machine import compute_dtype
+from models.quantized_layers import RoundingInt8Linear
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +35,12 @@ class Speeds:
     float32: float
     float16: float
     bfloat16: float
+    int8: float
 
 
-# Its matrix units take bfloat16, which is what models compute in there (machine.compute_dtype); nothing to measure.
-ACCELERATOR = Speeds(float32=1.0, float16=1.0, bfloat16=0.5)
+# Its matrix units take bfloat16, which is what models compute in there (machine.compute_dtype), and whole numbers;
+# nothing to measure.
+ACCELERATOR = Speeds(float32=1.0, float16=1.0, bfloat16=0.5, int8=0.5)
 
 
 def measured_speeds(device: torch.device, folder: Path | None = None) -> Speeds:
@@ -75,23 +79,36 @@ def measure(device: torch.device) -> Speeds:
     """Medians over passes that take turns, so that whatever else the machine does meanwhile hits all alike."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(TOKENS, WIDTH, generator=generator).to(device)
-    weights = [torch.randn(HIDDEN, WIDTH, generator=generator).to(device) for _ in range(LAYERS)]
-    held = {
-        name: [weight.to(getattr(torch, name)) for weight in weights] for name in ("float32", "float16", "bfloat16")
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in held}
+    weights = [torch.randn(HIDDEN, WIDTH, generator=generator) for _ in range(LAYERS)]
     autocast = compute_dtype(device)
+    stacks: dict[str, list[Callable[[Tensor], Tensor]]] = {
+        name: [_held(weight.to(device, getattr(torch, name)), autocast) for weight in weights]
+        for name in ("float32", "float16", "bfloat16")
+    }
+    stacks["int8"] = [_held_in_int8(weight).to(device) for weight in weights]
+    seconds: dict[str, list[float]] = {name: [] for name in stacks}
     with torch.autocast(device.type, autocast, enabled=autocast != torch.float32):
         for _ in range(1 + PASSES):
-            for name, stack in held.items():
-                seconds[name].append(_seconds_of_pass(x, stack, autocast))
+            for name, stack in stacks.items():
+                seconds[name].append(_seconds_of_pass(x, stack))
     return Speeds(**{name: median(values[1:]) for name, values in seconds.items()})
 
 
-def _seconds_of_pass(x: Tensor, stack: list[Tensor], dtype: torch.dtype) -> float:
+def _held(weight: Tensor, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda x: F.linear(x, weight.to(dtype))
+
+
+def _held_in_int8(weight: Tensor) -> nn.Linear:
+    layer = nn.Linear(WIDTH, HIDDEN, bias=False)
+    layer.weight.copy_(weight)
+    RoundingInt8Linear.hold(layer)
+    return layer
+
+
+def _seconds_of_pass(x: Tensor, stack: Sequence[Callable[[Tensor], Tensor]]) -> float:
     started = time.perf_counter()
-    for weight in stack:
-        F.linear(x, weight.to(dtype))
+    for layer in stack:
+        layer(x)
     return time.perf_counter() - started
 
 

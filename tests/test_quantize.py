@@ -7,7 +7,7 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from app import studio
+from app.settings import Settings
 from models import quantized_layers
 from models.catalog import shipped
 from models.modules import bytes_of
@@ -217,7 +219,7 @@ def test_every_precision_gives_the_same_on_a_gpu(precision: Precision) -> None:
 
 # ---------------------------------------------------------------------------------------- what is chosen
 
-EQUAL = Speeds(float32=1.0, float16=1.0, bfloat16=1.0)
+EQUAL = Speeds(float32=1.0, float16=1.0, bfloat16=1.0, int8=1.0)
 GB = 1_000_000_000
 
 
@@ -236,7 +238,7 @@ def test_with_room_auto_halves_memory_only_where_that_costs_no_speed(speeds: Spe
 
 
 def test_auto_steps_down_until_the_models_fit() -> None:
-    slow = Speeds(float32=1.0, float16=3.0, bfloat16=2.0)
+    slow = replace(EQUAL, float16=3.0, bfloat16=2.0)
     chosen = [choose_precision(GB, budget, slow) for budget in (GB, GB - 1, GB // 2, GB // 3, 0)]
     assert chosen == ["float32", "bfloat16", "int8", "nf4", "nf4"]
 
@@ -245,7 +247,7 @@ def test_auto_steps_down_until_the_models_fit() -> None:
 def test_auto_fits_the_budget_if_anything_does_and_loses_no_more_than_it_must(
     size: int, budget: int, half: float, brain: float
 ) -> None:
-    speeds = Speeds(1.0, half, brain)
+    speeds = Speeds(1.0, half, brain, 1.0)
     chosen = choose_precision(size, budget, speeds)
     assert bytes_at(size, chosen) <= budget or (chosen == "nf4" and bytes_at(size, "nf4") > budget)
     roomier = choose_precision(size, 2 * budget, speeds)
@@ -263,12 +265,26 @@ def test_the_estimate_holds_for_the_lite_models_together(precision: Precision) -
     assert actual <= 1.01 * estimated and estimated <= 1.15 * actual
 
 
+@pytest.mark.parametrize(("int8", "expected"), [(1.05, "int8"), (1.4, "float16")])
+def test_auto_goes_lower_than_half_only_where_that_costs_no_speed(
+    int8: float, expected: Precision, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "measured_speeds", lambda device: replace(EQUAL, int8=int8))
+    settings = Settings(profile="lite", device="cpu", memory_budget_gb=4, output_folder=tmp_path)
+    manager = studio.build_manager(settings)
+    assert manager.specs["crossflow"].lossless == "int8" and manager.specs["autoencoder"].lossless == "float32"
+    assert manager.precisions["crossflow"] == expected
+    assert manager.precisions["autoencoder"] == "float16"
+    tight = studio.build_manager(settings.model_copy(update={"memory_budget_gb": 0.001}))
+    assert set(tight.precisions.values()) == {"nf4"}
+
+
 # ---------------------------------------------------------------------------------------- this machine's speeds
 
 
 def test_speeds_are_measured_once(tmp_path: Path) -> None:
     first = measured_speeds(CPU, tmp_path)
-    assert min(first.float32, first.float16, first.bfloat16) > 0
+    assert min(asdict(first).values()) > 0
     assert measured_speeds(CPU, tmp_path) == first
     assert [path.name for path in tmp_path.iterdir()] == ["speeds.json"]
 
@@ -276,7 +292,7 @@ def test_speeds_are_measured_once(tmp_path: Path) -> None:
 def test_speeds_of_other_machines_stay(tmp_path: Path) -> None:
     measured_speeds(CPU, tmp_path)
     path = tmp_path / "speeds.json"
-    other = json.dumps({"another machine": {"float32": 1.0, "float16": 2.0, "bfloat16": 3.0}})
+    other = json.dumps({"another machine": {"float32": 1.0, "float16": 2.0, "bfloat16": 3.0, "int8": 4.0}})
     path.write_text(other)
     measured_speeds(CPU, tmp_path)
     stored = json.loads(path.read_text())
