@@ -136,7 +136,12 @@ def _model(spec: ModelSpec) -> Finding:
     missing = spec.source.missing()
     if missing and spec.source.origin:
         return "warn", f"not fetched yet: {', '.join(missing)}.", f"It comes from {spec.source.origin} at first use."
-    files = spec.source.resolve(lambda fraction, message: None)
+    try:
+        files = spec.source.resolve(lambda fraction, message: None)
+    except UserError as error:
+        if spec.source.published:
+            raise
+        return "warn", error.sentence, error.hint
     return "ok", f"{readable_bytes(spec.bytes)}, checksum {files.checksum[:12]}", ""
 
 

@@ -22,6 +22,7 @@ from pipelines.base import Progress
 
 ANSWER_SECONDS = 120.0  # freeing waits for a load that is under way
 PERCENT = 100
+KEY = 21  # columns of a model's key
 
 
 def models(settings: Settings, arguments: argparse.Namespace) -> int:
@@ -45,6 +46,7 @@ def list_models(settings: Settings, arguments: argparse.Namespace) -> int:
             "licence": spec.licence,
             "restricted": spec.restricted,
             "accepted": is_accepted(spec),
+            "note": spec.note,
         }
         for spec in settings.catalog().values()
     ]
@@ -53,13 +55,17 @@ def list_models(settings: Settings, arguments: argparse.Namespace) -> int:
     for row in rows:
         place = f"missing: {', '.join(row['missing'])}" if row["missing"] else "here"
         restricts = f" (restricts use{'' if row['accepted'] else ', not accepted yet'})" if row["restricted"] else ""
-        print(f"{row['key']:<16}{readable_bytes(row['bytes']):>10}  {row['licence']}{restricts}  {place}")
+        note = f"  ({row['note']})" if row["note"] else ""
+        print(f"{row['key']:<{KEY}}{readable_bytes(row['bytes']):>10}  {row['licence']}{restricts}  {place}{note}")
     return 0
 
 
 def fetch(settings: Settings, arguments: argparse.Namespace) -> int:
-    """Bring the models to this machine; nothing is fetched before every licence that restricts use is accepted."""
-    specs = _chosen(settings, arguments.keys)
+    """Bring the models to this machine; nothing is fetched before every licence that restricts use is accepted.
+
+    What nobody has published is left out unless it is named.
+    """
+    specs = [spec for spec in _chosen(settings, arguments.keys) if arguments.keys or spec.source.published]
     for spec in specs:
         if arguments.accept_licence:
             accept_licence(spec)
@@ -72,7 +78,9 @@ def fetch(settings: Settings, arguments: argparse.Namespace) -> int:
         rows[-1] |= {"folder": str(files.folder), "checksum": files.checksum}
         if not arguments.json:
             restricts = ", which restricts use" if spec.restricted else ""
-            print(f"{spec.key:<16}here, checksum {files.checksum[:12]}, licence {spec.licence}{restricts}", flush=True)
+            print(
+                f"{spec.key:<{KEY}}here, checksum {files.checksum[:12]}, licence {spec.licence}{restricts}", flush=True
+            )
     return _print_json(rows) if arguments.json else 0
 
 
@@ -82,7 +90,7 @@ def verify(settings: Settings, arguments: argparse.Namespace) -> int:
     for spec in _chosen(settings, arguments.keys):
         rows.append({"key": spec.key} | _verdict(spec))
         if not arguments.json:
-            print("{status:<9}{key:<16}{detail}".format(**rows[-1]), flush=True)
+            print("{status:<9}{key:<{width}}{detail}".format(**rows[-1], width=KEY), flush=True)
     if arguments.json:
         _print_json(rows)
     return 2 if any(row["status"] == "damaged" for row in rows) else 0
@@ -118,7 +126,7 @@ def _verdict(spec: ModelSpec) -> dict[str, str]:
     try:
         files = spec.source.resolve(lambda share, said: None)
     except UserError as error:
-        return {"status": "damaged", "detail": str(error), "checksum": ""}
+        return {"status": "damaged" if spec.source.published else "missing", "detail": str(error), "checksum": ""}
     return {"status": "ok", "detail": f"checksum {files.checksum[:12]}", "checksum": files.checksum}
 
 

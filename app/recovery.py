@@ -26,6 +26,7 @@ def events_of(
     shape = pipeline.shape_of_work(inputs, params)
     work = Work(pipeline.name, shape, str(manager.dtype).removeprefix("torch."))
     models = pipeline.models_for(inputs, params)
+    _require_published(models, manager)
     wanted = runtime.micro_batch
     runtime.micro_batch = manager.working_memory.micro_batch(work, wanted)
     while True:
@@ -52,6 +53,14 @@ def events_of(
             runtime.micro_batch = things // 2
         elif not manager.lower_precision(models):
             raise manager.out_of_memory(work, models)
+
+
+def _require_published(models: Sequence[str], manager: ModelManager) -> None:
+    """Raises :class:`UserError` for a model that nobody has published, before gigabytes are fetched of the others."""
+    sources = (manager.specs[key].source for key in models if key in manager.specs)
+    for source in sources:
+        if not source.published:
+            source.resolve(lambda share, said: None)
 
 
 def _checked(stream: Iterator[Progress | Produced], runtime: Runtime) -> Iterator[Progress | Produced]:

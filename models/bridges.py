@@ -4,6 +4,7 @@
   diffusion prior (2204.06125). One vector has many right answers, and a seed picks one.
 - :class:`RegressionBridge`, V2A-Mapper's other one: the mean of the right answers.
 - :class:`MeanShift`: one cloud of vectors moved onto the other, without training.
+- :class:`WordsBridge`, ours and of no paper: by way of words that both spaces know, without training.
 
 ``load_bridge(folder)(vectors, seeds)`` is the same for all. Shapes: B vectors of D dimensions, at both ends.
 """
@@ -28,6 +29,7 @@ from models.errors import UserError
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TIMES = 1000  # of the diffusion's training
 HEAD_WIDTH, DROPOUT = 64, 0.05
+SHARPNESS = 100.0  # what CLIP multiplies cosines by before a softmax
 LENGTH_TOLERANCE = 1e-2  # of a unit vector that has been through 16-bit floats
 
 
@@ -187,7 +189,50 @@ class MeanShift(Bridge):
         return F.normalize(vectors.float() - self.mean_from + self.mean_to, dim=-1)
 
 
-KINDS: dict[str, type[Bridge]] = {kind.__name__: kind for kind in (DiffusionBridge, RegressionBridge, MeanShift)}
+class WordsBridge(Bridge):
+    """What is seen is called something, and what is called so is heard; the two spaces may have different widths.
+
+    ``seen`` (N, D) and ``heard`` (N, ``heard_width``) are unit vectors of the same ``names`` in either space. How well
+    each fits is CLIP's softmax over all. A seed draws by that, ``draws`` times, and the mean of what was drawn is the
+    answer; no draws stand for endlessly many, which come to the mean of all, weighted.
+    """
+
+    def __init__(self, width: int, heard_width: int, names: int, draws: int) -> None:
+        super().__init__(width, heard_width=heard_width, names=names, draws=draws)
+        self.draws = draws
+        self.seen: Tensor
+        self.heard: Tensor
+        self.register_buffer("seen", torch.zeros(names, width))
+        self.register_buffer("heard", torch.zeros(names, heard_width))
+
+    @classmethod
+    def between(cls, seen: Tensor, heard: Tensor, draws: int) -> Self:
+        """From ``seen`` to ``heard``, whose rows belong together."""
+        bridge = cls(seen.shape[1], heard.shape[1], len(seen), draws)
+        bridge.seen.copy_(seen)
+        bridge.heard.copy_(heard)
+        return bridge
+
+    @torch.no_grad()
+    def forward(self, vectors: Tensor, seeds: Sequence[int]) -> Tensor:
+        """The same for every seed if there are no draws."""
+        self._require(vectors, seeds)
+        with torch.autocast(vectors.device.type, enabled=False):  # a hundredth of a cosine makes a difference
+            shares = (SHARPNESS * vectors.float() @ self.seen.T).softmax(-1)
+            if self.draws:
+                rows = zip(shares.cpu(), seeds, strict=True)
+                shares = torch.stack([self._drawn(row, seed) for row, seed in rows]).to(shares)
+            return F.normalize(shares @ self.heard, dim=-1)
+
+    def _drawn(self, shares: Tensor, seed: int) -> Tensor:
+        """How often each name is drawn, (N,), in shares of all draws."""
+        drawn = shares.multinomial(self.draws, replacement=True, generator=torch.Generator().manual_seed(seed))
+        return drawn.bincount(minlength=len(shares)) / self.draws
+
+
+KINDS: dict[str, type[Bridge]] = {
+    kind.__name__: kind for kind in (DiffusionBridge, RegressionBridge, MeanShift, WordsBridge)
+}
 
 
 def load_bridge(folder: Path) -> Bridge:

@@ -32,7 +32,7 @@ def catalog(
             raise UserError(
                 f"There is no model called {key[:60]!r} to load from '{folder}'.", f"There is: {', '.join(specs)}."
             )
-        specs[key] = replace(specs[key], source=Folder(folder), bytes=bytes_in_memory(folder))
+        specs[key] = replace(specs[key], source=Folder(folder), bytes=bytes_in_memory(folder), note="")
     return specs
 
 

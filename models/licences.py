@@ -8,7 +8,6 @@ import tempfile
 from pathlib import Path
 
 from models.errors import UserError
-from models.sources import Hub
 from models.spec import ModelSpec
 
 
@@ -20,24 +19,25 @@ def licences_file() -> Path:
 
 def is_accepted(spec: ModelSpec) -> bool:
     """Whether the model may be fetched: its licence restricts nothing, was accepted, or it is the user's own folder."""
-    return not (spec.restricted and isinstance(spec.source, Hub)) or spec.licence in _accepted().get(_repo(spec), [])
+    return not spec.restricted or all(spec.licence in _accepted().get(repo, []) for repo in spec.source.repos)
 
 
 def require_licence(spec: ModelSpec) -> None:
     """Raises :class:`UserError`, with the command that accepts it, unless :func:`is_accepted`."""
     if not is_accepted(spec):
         raise UserError(
-            f"The licence of '{spec.key}' ({_repo(spec)}) restricts its use: {spec.licence}.",
+            f"The licence of '{spec.key}' ({', '.join(spec.source.repos)}) restricts its use: {spec.licence}.",
             f"If that suits you: python -m app models fetch {spec.key} --profile {spec.profile} --accept-licence",
         )
 
 
 def accept_licence(spec: ModelSpec) -> None:
-    """Remember that the user accepts this licence of this repository. Raises :class:`UserError` if it cannot be."""
+    """Remember that the user accepts this licence of its repositories. Raises :class:`UserError` if it cannot be."""
     if is_accepted(spec):
         return
     accepted = _accepted()
-    accepted.setdefault(_repo(spec), []).append(spec.licence)
+    for repo in spec.source.repos:
+        accepted[repo] = [*dict.fromkeys([*accepted.get(repo, []), spec.licence])]
     path = licences_file()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,11 +56,6 @@ def accept_licence(spec: ModelSpec) -> None:
             f"What you accept could not be written to '{path}': {error.strerror}.",
             "Set XDG_CONFIG_HOME to a folder that you may write to.",
         ) from error
-
-
-def _repo(spec: ModelSpec) -> str:
-    assert isinstance(spec.source, Hub)
-    return spec.source.repo
 
 
 def _accepted() -> dict[str, list[str]]:

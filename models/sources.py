@@ -12,6 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from models.checksums import SHA256_DIGITS, SUMS, checksum_of, hash_of
 from models.errors import UserError
@@ -33,7 +34,9 @@ class Files:
 
 
 class Source(ABC):
-    """A place of weights."""
+    """A place of weights; ``published``: whether there are any, be it here or elsewhere."""
+
+    published: ClassVar[bool] = True
 
     @abstractmethod
     def resolve(self, on_progress: OnProgress) -> Files:
@@ -50,6 +53,11 @@ class Source(ABC):
     def origin(self) -> str:
         """Where it is fetched from, in words; empty for what is only ever looked for on this machine."""
         return ""
+
+    @property
+    def repos(self) -> tuple[str, ...]:
+        """The Hub repositories whose licences count."""
+        return ()
 
 
 @dataclass(frozen=True)
@@ -98,6 +106,10 @@ class Hub(Source):
     @property
     def origin(self) -> str:
         return self.repo
+
+    @property
+    def repos(self) -> tuple[str, ...]:
+        return (self.repo,)
 
     def resolve(self, on_progress: OnProgress) -> Files:
         refuse_names(self.files)
@@ -166,6 +178,54 @@ class FirstOf(Source):
         """What the first place lacks, unless some place has everything."""
         missing = [source.missing() for source in self.sources]
         return missing[0] if all(missing) else ()
+
+
+@dataclass(frozen=True)
+class Together(Source):
+    """Several places that one model is made of: its folder is that of the first, and its ``load`` finds the others.
+
+    The checksum is over all of them.
+    """
+
+    sources: tuple[Source, ...]
+
+    @property
+    def origin(self) -> str:
+        return " and ".join(source.origin for source in self.sources if source.origin)
+
+    @property
+    def repos(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(repo for source in self.sources for repo in source.repos))
+
+    def resolve(self, on_progress: OnProgress) -> Files:
+        def after(number: int) -> OnProgress:
+            return lambda share, said: on_progress((number + share) / len(self.sources), said)
+
+        found = [source.resolve(after(number)) for number, source in enumerate(self.sources)]
+        return Files(found[0].folder, checksum_of({str(number): files.checksum for number, files in enumerate(found)}))
+
+    def missing(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for source in self.sources for name in source.missing()))
+
+
+@dataclass(frozen=True)
+class Unpublished(Source):
+    """Weights of the model ``key`` that nobody has published; the module ``recipe`` makes the lite profile's."""
+
+    key: str
+    recipe: str
+    published: ClassVar[bool] = False
+
+    def resolve(self, on_progress: OnProgress) -> Files:
+        own = f'{{"{self.key}": "FOLDER"}}'
+        raise UserError(
+            f"No weights of '{self.key}' have been published.",
+            f"Use the lite profile, or train your own as 'python -m {self.recipe}' does (training/README.md), but on "
+            f"this profile's models, and give their folder: --local-weights '{own}'.",
+        )
+
+    def missing(self) -> tuple[str, ...]:
+        return ("published weights",)
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -25,7 +25,8 @@ class ModelSpec:
     ``bytes``: what it will take in memory in float32, as far as can be told before it is loaded; ``restricted``: the
     licence allows some uses only, so the user is asked before the weights are fetched; ``skeleton``: the same object
     with its modules on the meta device, for models so large that their quantized weights are worth keeping;
-    ``lossless``: the smallest precision that costs this model no visible quality (``benchmarks/quantization.py``).
+    ``lossless``: the smallest precision that costs this model no visible quality (``benchmarks/quantization.py``);
+    ``note``: what else people should know of it where models are listed.
     """
 
     key: str
@@ -37,6 +38,7 @@ class ModelSpec:
     restricted: bool = False
     skeleton: Callable[[Path], object] | None = None
     lossless: Precision = "float32"
+    note: str = ""
 
 
 @cache  # two keys of one model are known by their equal ``load``

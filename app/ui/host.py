@@ -223,7 +223,8 @@ class Host:
         """The step before it runs, with what it is going to take."""
         pipeline = self.studio.registry.get(step.op)
         specs = self.studio.manager.specs
-        to_fetch = tuple(key for key in pipeline.models if key in specs and specs[key].source.missing())
+        sources = {key: specs[key].source for key in pipeline.models if key in specs}
+        to_fetch = tuple(key for key, source in sources.items() if source.published and source.missing())
         return StepState(step, pipeline.title, pipeline.models, self._seconds(step), to_fetch)
 
     def _seconds(self, step: Step) -> float:

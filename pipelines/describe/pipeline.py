@@ -1,7 +1,7 @@
 """Describe: what a picture shows, what a sound is of, and both for a clip, in one plain sentence each.
 
 A vector of the picture-text or the sound-text space goes to a captioner (ClipCap, arXiv 2111.09734). One that reads
-pictures themselves, as BLIP does, needs no space.
+pictures themselves, as BLIP does, or brings a space of its own, needs no other.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Describe(Pipeline):
     models: ClassVar[tuple[str, ...]] = (*SEEING, *HEARING)
 
     def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
-        """Of what is seen, of what is heard, or both; a captioner that reads pictures then leaves their space alone."""
+        """Of what is seen, of what is heard, or both; a captioner that needs no space then leaves it alone."""
         sight, sound = sight_and_sound(inputs)
         return (*(SEEING if sight else ()), *(HEARING if sound else ()))
 
@@ -160,6 +160,13 @@ def _sight(runtime: Runtime, stack: ExitStack, nearest: int) -> Sense:
 def _hearing(runtime: Runtime, stack: ExitStack, nearest: int) -> Sense:
     """The same for sounds."""
     captioner = stack.enter_context(runtime.lease("sound-captioner"))
+    if captioner.reads == "sounds":
+        return Sense(
+            lambda sound: _described(
+                captioner.captioner, sound_vector(captioner.space, sound, runtime), nearest, runtime
+            ),
+            ("sound-captioner",),
+        )
     space = stack.enter_context(runtime.lease("sound-text"))
     return Sense(
         lambda sound: _described(captioner, sound_vector(space, sound, runtime), nearest, runtime),
