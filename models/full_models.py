@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from models.full_sound_models import description_models
 from models.request_models import LANGUAGE_MODEL_FILES, load_language_model
 from models.sources import Hub
 from models.spec import FLOAT32_BYTES, ModelSpec, imported_later
@@ -60,6 +61,7 @@ def full_models(pixels: Pixels) -> list[ModelSpec]:
             licence="MIT",
             bytes=FLOAT32_BYTES * 83_653_863,
         ),
+        *description_models(),
         ModelSpec(
             key="language-model",
             profile="full",

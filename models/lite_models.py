@@ -18,5 +18,9 @@ def lite_models() -> list[ModelSpec]:
         spec("text-encoder", "models.text_encoder", "load_text_encoder"),
         spec("crossflow", "models.nets.crossflow", "load_crossflow", lossless="int8"),
         spec("autoencoder", "models.autoencoder", "load_autoencoder"),
+        spec("picture-text", "models.published_spaces", "load_picture_space"),
+        spec("sound-text", "models.published_spaces", "load_sound_space"),
+        spec("picture-captioner", "models.captioner", "load_captioner"),
+        spec("sound-captioner", "models.captioner", "load_captioner"),
         small_language_model("language-model", "lite"),
     ]

@@ -217,7 +217,8 @@ class Registry:
 def installed_registry() -> Registry:
     """The built-in pipelines, then those that installed packages offer, then the plain edits."""
     from pipelines.crossflow.pipeline import CrossFlow, CrossFlowMorph
+    from pipelines.describe.pipeline import Describe
     from pipelines.edits import EDITS
 
     third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
-    return Registry([CrossFlow(), CrossFlowMorph(), *third_party, *(edit() for edit in EDITS)])
+    return Registry([CrossFlow(), CrossFlowMorph(), Describe(), *third_party, *(edit() for edit in EDITS)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,9 @@ from tests.tiny import Blend, Hum, Paint, Painter, load_painter, write_sums
 
 settings.register_profile("untimed", deadline=None)  # a timing is never a test
 settings.load_profile("untimed")
+
+# Test processes that run side by side share the cores.
+torch.set_num_threads(max(1, torch.get_num_threads() // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
 
 
 @pytest.fixture(scope="session")

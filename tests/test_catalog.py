@@ -26,7 +26,7 @@ def test_both_profiles_have_the_same_models_and_pinned_places() -> None:
         assert lite[key].licence and full[key].licence
     requests = {"request-reader", "sentence-encoder", "slot-reader"}  # understood by the same models in both
     assert all(lite[key].source == full[key].source for key in requests)
-    for key in full.keys() - requests:
+    for key in full.keys() - requests - {"sound-captioner"}:  # of captioners of sounds none is published that fits
         assert isinstance(full[key].source, Hub) and full[key].bytes > 100e6
 
 

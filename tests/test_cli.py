@@ -228,11 +228,12 @@ def test_models_are_listed_with_what_is_missing(run: Run, painter_folder: Path) 
     assert "missing: model.safetensors" in out
 
 
-def test_the_full_profiles_restricted_model_is_marked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_full_profiles_restricted_models_are_marked(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(Path("config").absolute()))
     code, out, _ = run("models", "--profile", "full")
-    [marked] = [line for line in out.splitlines() if "restricts use, not accepted yet" in line]
-    assert code == 0 and marked.startswith("crossflow") and "for research" in marked
+    marked = [line for line in out.splitlines() if "restricts use, not accepted yet" in line]
+    assert code == 0 and [line.split()[0] for line in marked] == ["crossflow", "sound-text"]
+    assert "for research" in marked[0] and "CC-BY-NC-SA" in marked[1]
 
 
 def test_fetch_asks_before_it_fetches_anything(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,9 +60,9 @@ def test_free_licences_and_own_folders_are_never_asked_for(config: Path, tmp_pat
     assert not config.exists()
 
 
-def test_only_the_published_backbone_restricts_use(tmp_path: Path) -> None:
+def test_the_published_backbone_and_clap_restrict_use(tmp_path: Path) -> None:
     full = catalog("full")
-    assert [key for key, item in full.items() if item.restricted] == ["crossflow"]
+    assert [key for key, item in full.items() if item.restricted] == ["crossflow", "sound-text"]
     assert not any(item.restricted for item in catalog("lite").values())
     with pytest.raises(UserError, match="research"):
         require_licence(full["crossflow"])

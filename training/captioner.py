@@ -3,8 +3,8 @@
     python -m training.captioner --space picture|sound --data FOLDER
 
 ClipCap (arXiv 2111.09734) in small. Half of every batch are vectors of training pictures or clips with what they are
-called; the other half, CapDec's way (arXiv 2211.00575), vectors of sentences with noise on them that stands for the gap
-between the two, so that words are known that no picture shows. No held-out name is among them. Needs
+called; the other half, CapDec's way (arXiv 2211.00575), vectors of sentences, so that words are known that no picture
+shows. Noise on them stands for the gap between the two. No held-out name is among them. Needs
 ``picture-text-lite`` or ``sound-text-lite``. A baseline is measured beside it: the name of the nearest concept.
 """
 
@@ -38,10 +38,10 @@ from training.publish import write_sums
 from training.sounds import load_sounds, sound_arguments, weights_name
 from training.tables import in_held_out_tenth
 
-SEED, BATCH, STEPS = 67, 64, 3000  # BATCH things and as many sentences
+SEED, BATCH, STEPS = 67, 64, 2000  # BATCH things and as many sentences
 CONFIG = CaptionerConfig()
 IGNORED = -100  # where a loss has nothing to say
-NOISE = (0.1, 0.3)  # norm of what is added to a sentence's vector
+NOISE = (0.1, 0.3)  # norm of what is added to every vector
 WEIGHTS = Path("assets/weights")
 MEASURED = 512  # held-out things of a split that are described while it trains
 RIGHT = 0.5  # token F1 from which a sentence counts as right
@@ -332,8 +332,9 @@ def main() -> None:
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         said = np.random.default_rng((SEED, step)).integers(len(sentences.vectors), size=len(indices))
-        vectors = torch.cat([things.vectors[indices], with_noise(sentences.vectors[said])])
-        return caption_loss(model, vectors, torch.cat([things.targets[indices], sentences.targets[said]]))
+        vectors = with_noise(torch.cat([things.vectors[indices], sentences.vectors[said]]))
+        targets = torch.cat([things.targets[indices], sentences.targets[said]])
+        return caption_loss(model, vectors, targets)
 
     weights = train(
         name,
