@@ -53,7 +53,7 @@ def box_row(half: Sequence[int], color: Sequence[int], **values: Any) -> dict[st
     bounds = [slice(middle - extent, middle + extent) for extent in (up, near, right)]
     occupied[tuple(bounds)] = True
     occupied[tuple(slice(part.start + 1, part.stop - 1) for part in bounds)] = False
-    return row(occupied, np.broadcast_to(np.uint8(color), (*occupied.shape, 3)), **values)
+    return row(occupied, np.broadcast_to(np.array(color, np.uint8), (*occupied.shape, 3)), **values)
 
 
 def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
