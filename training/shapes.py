@@ -1,0 +1,178 @@
+"""The named 3D shapes that XBind's feed-forward networks learn from, and the split that they are judged on.
+
+One table, ``shapes64``, made by the builders in ``training/data``: furniture and other things as coloured 64^3 voxel
+shells. A recipe reads a shape as a grid of signed distances and colours (:func:`grid_of`) whose axes are glTF's,
+(x, y, z) = (right, up, towards the viewer). The table's are (right, away from the viewer, up).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from scipy import ndimage
+from torch import Tensor
+
+from models.nets.shape_autoencoder import TRUNCATION
+from training.loop import STATE
+from training.picture_text import cached
+from training.pictures import CHECKSUMS, concept_name
+from training.tables import in_held_out_tenth, tell_checksum
+
+Split = Literal["train", "heldout-name"]
+TABLE = "shapes64.parquet"
+SIZE = 64
+# Tags that say where a model is from or what a floor planner may do with it, not what it shows.
+NO_WORDS = {"blend swap", "scopia", "kator legaz", "reallusion", "scpts", "adjustable"}
+
+
+@dataclass(frozen=True, eq=False)
+class Shape:
+    """One shape. ``row`` is its index in :attr:`Shapes.grids`; ``name`` is lower case and the key of the split.
+
+    ``names``: the name, then other words for it, none of them a held-out name if the shape is trained on; ``size_m``:
+    width, height and depth of the real thing in metres; ``icon``: (128, 128, 3) uint8; ``mask`` and ``rgb``: the
+    table's.
+    """
+
+    row: int
+    name: str
+    names: tuple[str, ...]
+    category: str
+    creator: str
+    licence: str
+    library: str
+    size_m: tuple[float, float, float]
+    icon: np.ndarray
+    split: Split
+    mask: bytes
+    rgb: bytes
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """``grids``: (N, 4, 64, 64, 64) uint8 as :func:`pack` makes it; ``items``: one :class:`Shape` per row."""
+
+    grids: Tensor
+    items: list[Shape]
+
+    def select(self, *splits: Split) -> list[Shape]:
+        return [item for item in self.items if item.split in splits]
+
+    def batch(self, items: Sequence[Shape]) -> Tensor:
+        """(B, 4, 64, 64, 64) float32: what :func:`grid_of` says of each, within half a 255th of the range."""
+        return unpack(self.grids[[item.row for item in items]])
+
+
+def split_of(name: str) -> Split:
+    """Where a shape belongs: a tenth of the names is held out, with every shape that has one of them."""
+    return "heldout-name" if in_held_out_tenth(name) else "train"
+
+
+def load_shapes(folder: Path) -> Shapes:
+    """All shapes of the table but the flat ones (rugs, rails), in its order; their grids are made once and cached.
+
+    Says whether it is the table that the shipped weights were trained on.
+    """
+    path = folder / TABLE
+    tell_checksum(path, json.loads(CHECKSUMS.read_text())[TABLE])
+    rows = [row for row in pq.read_table(path).to_pylist() if not row["flat"]]
+    items = [_shape(index, row) for index, row in enumerate(rows)]
+    key = hashlib.sha256(b"".join(item.mask + item.rgb for item in items)).hexdigest()[:12]
+
+    def make() -> Tensor:
+        with ThreadPoolExecutor() as pool:
+            return torch.stack(list(pool.map(lambda item: pack(grid_of(item)), items)))
+
+    return Shapes(cached(STATE / "cache" / f"shapes-{key}.pt", make), items)
+
+
+def _shape(index: int, row: dict[str, Any]) -> Shape:
+    name = concept_name(row["name"])
+    split = split_of(name)
+    tags = [tag.strip().lower() for tag in row["tags"].split(",")]
+    words = [tag for tag in tags if tag and tag not in NO_WORDS and (split != "train" or not in_held_out_tenth(tag))]
+    width, depth, height = (size / 100 for size in row["size_cm"])
+    return Shape(
+        row=index,
+        name=name,
+        names=tuple(dict.fromkeys([name, *words])),
+        category=row["category"],
+        creator=row["creator"],
+        licence=row["licence"],
+        library=row["library"],
+        size_m=(width, height, depth),
+        icon=np.asarray(Image.open(io.BytesIO(row["icon"])).convert("RGB")),
+        split=split,
+        mask=row["mask"],
+        rgb=row["rgb"],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- grids
+
+
+def grid_of(shape: Shape) -> Tensor:
+    """(4, 64, 64, 64) float32, indexed by x, y and z; voxel i lies at (2 i + 1) / 64 - 1.
+
+    First the signed distance to the surface, negative inside, in units of :data:`TRUNCATION` voxels and cut off at -1
+    and 1: a voxel at the surface is half a voxel away from it. Then red, green and blue in [0, 1] of the nearest voxel
+    of the table. Inside are the table's voxels and what cannot be reached from outside through the faces of others.
+    """
+    occupied = np.unpackbits(np.frombuffer(zlib.decompress(shape.mask), np.uint8)).astype(bool)
+    colors = np.zeros((SIZE**3, 3), np.float32)
+    colors[occupied] = np.frombuffer(zlib.decompress(shape.rgb), np.uint8).reshape(-1, 3) / np.float32(255)
+    occupied, colors = _to_gltf_axes(occupied), _to_gltf_axes(colors)
+    regions, _ = ndimage.label(~without_pinholes(occupied))
+    inside = regions != regions[0, 0, 0]  # the builder leaves a margin, so a corner is outside
+    to_inside, to_outside = ndimage.distance_transform_edt(~inside), ndimage.distance_transform_edt(inside)
+    distances = (np.where(inside, 0.5 - to_outside, to_inside - 0.5) / TRUNCATION).clip(-1, 1)[None]
+    nearest = ndimage.distance_transform_edt(~occupied, return_distances=False, return_indices=True)
+    return torch.from_numpy(np.concatenate([distances, np.moveaxis(colors[tuple(nearest)], 3, 0)]).astype(np.float32))
+
+
+def without_pinholes(shell: np.ndarray) -> np.ndarray:
+    """(S, S, S) bool and the voxels that at least seven of the eight around them in one plane of the axes surround.
+
+    These are places on a surface that none of the builder's points happened to fall on; through one of them a box
+    would be hollow.
+    """
+    ring = np.ones((3, 3), np.uint8)
+    ring[1, 1] = 0
+    counts = [
+        ndimage.correlate(shell.astype(np.uint8), np.expand_dims(ring, axis), mode="constant") for axis in range(3)
+    ]
+    return cast(np.ndarray, shell | (np.maximum.reduce(counts) >= 7))
+
+
+def _to_gltf_axes(cells: np.ndarray) -> np.ndarray:
+    """(64^3, ...) of index (up * 64 + away) * 64 + right -> (64, 64, 64, ...) of right, up, towards the viewer."""
+    return np.moveaxis(cells.reshape(SIZE, SIZE, SIZE, *cells.shape[1:]), 2, 0)[:, :, ::-1]
+
+
+def pack(grids: Tensor) -> Tensor:
+    """Grids (..., 4, S, S, S) as uint8, a quarter of the memory: -1 to 1 and 0 to 1 become 0 to 255."""
+    lowest, highest = _range(grids)
+    return ((grids - lowest) / (highest - lowest) * 255).round().to(torch.uint8)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """The float32 grids that :func:`pack` made (..., 4, S, S, S) uint8 of."""
+    lowest, highest = _range(packed)
+    return torch.addcmul(lowest, packed.float(), (highest - lowest) / 255)
+
+
+def _range(grids: Tensor) -> tuple[Tensor, Tensor]:
+    lowest = torch.tensor([-1.0, 0, 0, 0], device=grids.device).view(4, 1, 1, 1)
+    return lowest, torch.ones_like(lowest)
