@@ -252,7 +252,7 @@ def test_the_autoencoder_learns_a_few_shapes() -> None:
     decoded = model.eval().grid(model.encode(grids), 32)
     measured = torch.stack([agreement(made, true) for made, true in zip(decoded, grids, strict=True)])
     overlap, sign, color = measured.T
-    assert overlap.min() > 0.8 and sign.min() > 0.9 and color.mean() < 0.12, measured
+    assert overlap.min() > 0.7 and sign.min() > 0.9 and color.mean() < 0.12, measured
 
 
 # ------------------------------------------------------------------------------------------------------- whole recipe
