@@ -16,4 +16,5 @@ test:
 	$(PYTHON) -m ruff check .
 	$(PYTHON) -m ruff format --check .
 	$(PYTHON) -m mypy
-	$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile
+	$(PYTHON) -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --ignore tests/browser
+	$(PYTHON) -m pytest tests/browser
