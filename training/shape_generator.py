@@ -128,7 +128,8 @@ def picture_vectors(shapes: Shapes, space: PictureText) -> Tensor:
             yield space.embed_pictures(torch.cat([pictures, pictures.flip(3)]))
 
     count = 2 * views * len(shapes.items)
-    vectors = vectors_of_space("shape-pictures", WEIGHTS / f"{SPACE}-lite", count, batches)
+    name = "-".join(["shape-pictures", *(f"{azimuth:g}" for azimuth in AZIMUTHS)])
+    vectors = vectors_of_space(name, WEIGHTS / f"{SPACE}-lite", count, batches)
     return vectors.unflatten(0, (-1, 2, views)).transpose(0, 1)
 
 
