@@ -3,8 +3,9 @@
     python -m training.shape_autoencoder --data FOLDER
 
 Loss, at 4096 points of each shape, half of them at its surface: L1 of the signed distance, heavier at the surface, L1
-of the colour there, a pull of the latents towards zero. The decoder sees noisy latents, as a generator's are. Shapes
-are turned by quarters about the vertical, mirrored, and half of them have their colour channels swapped.
+and squared error of colours and colour differences there, a pull of the latents towards zero. The decoder sees noisy
+latents, as a generator's are. Shapes are turned by quarters about the vertical, mirrored, and a quarter of them have
+their colour channels swapped.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from torch.optim import Optimizer
 
 from models.nets.shape_autoencoder import TRUNCATION, ShapeAutoencoder, ShapeAutoencoderConfig
 from pipelines.xbind.views import shaded
+from training.autoencoder import with_chroma
 from training.images import save_sheet
 from training.loop import STATE, Metrics, Schedule, shuffled_batches, train
 from training.muon import Muon
@@ -41,9 +43,9 @@ SHOWN = 8
 
 
 def augment(grids: Tensor) -> Tensor:
-    """Grids (B, 4, S, S, S) of any type, each turned and mirrored at random, half of them in other colours. Exact."""
+    """Grids (B, 4, S, S, S) of any type, turned and mirrored at random, a quarter of them in other colours. Exact."""
     count = len(grids)
-    turns, mirrored, swapped = torch.randint(4, (count,)), torch.rand(count) < 0.5, torch.rand(count) < 0.5
+    turns, mirrored, swapped = torch.randint(4, (count,)), torch.rand(count) < 0.5, torch.rand(count) < 0.25
     changed = []
     for index, grid in enumerate(grids):
         turned = torch.rot90(grid, int(turns[index]), (1, 3))
@@ -85,15 +87,16 @@ def autoencoder_loss(model: ShapeAutoencoder, grids: Tensor) -> tuple[Tensor, Me
     latents = model.encode(grids)
     noise_level = 0.3 * torch.rand(len(latents), 1, 1, 1, 1)
     decoded = model.query(model.planes(latents + noise_level * torch.randn_like(latents)), points)
-    error = (decoded - wanted).abs()
     near = wanted[..., 0].abs() < NEAR
-    distance = (error[..., 0] * (1 + 3 * near)).mean()
-    color = error[..., 1:][near].mean()
+    distance = ((decoded - wanted)[..., 0].abs() * (1 + 3 * near)).mean()
+    off = with_chroma((decoded - wanted)[..., 1:][near])
+    color = off.abs().mean() + off.square().mean()
     power = latents.square().mean()
     loss = distance + 0.5 * color + 1e-3 * power
     return loss, {
         "distance": distance,
         "color": color,
+        "chroma": off[:, 3:].abs().mean(),
         "sign": ((decoded[..., 0] < 0) == (wanted[..., 0] < 0))[near].float().mean(),
         "latent_power": power,
     }

@@ -34,7 +34,7 @@ Split = Literal["train", "heldout-name"]
 TABLE = "shapes64.parquet"
 SIZE = 64
 # Tags that say where a model is from or what a floor planner may do with it, not what it shows.
-NO_WORDS = {"blend swap", "scopia", "kator legaz", "reallusion", "scpts", "adjustable"}
+NO_WORDS = {"blend swap", "scpts", "adjustable"}
 
 
 @dataclass(frozen=True, eq=False)
