@@ -24,16 +24,8 @@ from models.mel import log_mel
 from pipelines.base import Pipeline, Produced, Progress, Runtime, precision
 from pipelines.clipsonic.pipeline import CLIPSonic, picture_phrase
 from pipelines.media import Artifact, Audio, Image, Text
-from pipelines.sounds import (
-    USUAL,
-    SoundMaker,
-    SoundParams,
-    Wanted,
-    clean_words,
-    finished,
-    picture_vector,
-    sentence_embedding,
-)
+from pipelines.sounds import USUAL, SoundMaker, SoundParams, Wanted, clean_words, finished
+from pipelines.spaces import picture_vector, sentence_embedding
 from pipelines.v2a_mapper.pipeline import V2AMapper
 from training.picture_sound import MAPPING, kinds_of, picture_keys, rows_by_key
 from training.pictures import Picture, load_pictures

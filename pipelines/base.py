@@ -16,12 +16,14 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from models.errors import Cancelled, UserError
 from models.records import ModelRecord
 from pipelines.media import Artifact, Image, Provenance, Text
 
 MAX_SEED = 2**31 - 1
+ADVANCED: JsonDict = {"advanced": True}  # as a field's ``json_schema_extra``: its control is in the page's folded part
 
 
 @dataclass(frozen=True)
@@ -33,14 +35,15 @@ class Route:
 
 
 class Params(BaseModel):
-    """A pipeline's settings. Each field has a default, bounds and a ``description``: they are the controls' labels.
-
-    ``json_schema_extra={"advanced": True}`` on a field moves its control into the folded part of the page.
-    """
+    """A pipeline's settings. Each field has a default, bounds and a ``description``: they are the controls' labels."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     seed: int = Field(0, ge=0, le=MAX_SEED, description="Same seed, same settings: same result.")
+
+    def seeds(self, count: int) -> list[int]:
+        """One for each of ``count`` variations, from ``seed`` on."""
+        return [(self.seed + i) % (MAX_SEED + 1) for i in range(count)]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,14 @@ class Produced:
 
 
 Event = Progress | Produced
+
+
+PREVIEWS = 5
+
+
+def is_preview(step: int, steps: int) -> bool:
+    """Whether step ``step`` of ``steps``, counted from 1, is one of the few after which a preview is shown."""
+    return step < steps and step % max(1, steps // (PREVIEWS + 1)) == 0
 
 
 class Lender(Protocol):

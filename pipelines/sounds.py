@@ -1,4 +1,4 @@
-"""What both sound pipelines share: from what is shown or said to vectors, and from vectors to finished sounds.
+"""What both sound pipelines share: from vectors to finished sounds.
 
 Shapes: B sounds of N samples, F frames and M bands; C channels, f frames and m bands of latents; D dimensions of a
 condition.
@@ -17,31 +17,21 @@ from typing import TYPE_CHECKING, Self
 import av
 import numpy as np
 import torch
-from PIL import Image as PillowImage
 from pydantic import Field
-from pydantic.config import JsonDict
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.errors import UserError
 from models.mel import MelConfig
-from pipelines.base import MAX_SEED, Params, Progress, Runtime, precision
+from pipelines.base import ADVANCED, Params, Progress, Runtime, is_preview, precision
 from pipelines.crossflow.prompts import clean_prompt
 from pipelines.media import Artifact, Audio, Image, Video
 
 if TYPE_CHECKING:  # they import diffusers and transformers, which takes seconds that a mere listing need not spend
     from models.nets.audio_autoencoder import AudioAutoencoder
     from models.nets.vocoder import HifiGanVocoder, IstftVocoder
-    from models.picture_text import PictureText
-    from models.published_spaces import PublishedPictureText
     from models.sound_generator import SoundGenerator
-    from models.text_encoder import TextEncoder
 
 SHORTEST, LONGEST, USUAL = 0.5, 30.0, 4.0  # seconds of a sound
-
-TOKENS = 32  # of a sentence, as the spaces were trained
-LARGEST_SIDE = 512  # of a picture on its way to a network that sees it smaller still
-FEWEST_FRAMES, MOST_FRAMES, FRAMES_A_SECOND = 8, 16, 2  # of a clip that are looked at
 
 LOUDNESS = -18.0  # LUFS
 MOST_GAIN = 20.0  # decibels: what is nearly silent stays quiet
@@ -49,12 +39,10 @@ TRUE_PEAK = 0.88  # a hundredth below the limit of -1 dB, since no two meters ag
 OVERSAMPLING = 4
 FADE_SECONDS = 0.02
 
-PREVIEWS, SHOWN = 5, 4
+SHOWN = 4  # of the spectrograms in a preview
 BAND_HEIGHT = 2  # pixels of a preview
 # From silence to the loudest: night, violet, ember, sand, chalk.
 COLOURS = np.array([(9, 11, 28), (72, 32, 118), (196, 62, 88), (248, 158, 72), (255, 246, 214)])
-
-ADVANCED: JsonDict = {"advanced": True}
 
 
 class SoundParams(Params):
@@ -72,13 +60,9 @@ class SoundParams(Params):
         json_schema_extra=ADVANCED,
     )
 
-    def seeds(self) -> list[int]:
-        """One a variation."""
-        return [(self.seed + i) % (MAX_SEED + 1) for i in range(self.num_sounds)]
-
     def bridge_seeds(self) -> list[int]:
-        """Others than :meth:`seeds`, or a bridge's noise would be the beginning of its sound's noise."""
-        return [seed ^ 1 << 20 for seed in self.seeds()]
+        """One a variation; others than its sound's, or a bridge's noise would be the beginning of its sound's noise."""
+        return [seed ^ 1 << 20 for seed in self.seeds(self.num_sounds)]
 
 
 # ---------------------------------------------------------------------------------------------------- words, pictures
@@ -92,65 +76,12 @@ def clean_words(text: str, what: str) -> str:
         raise UserError(error.sentence, "Say in a few words what to hear, such as 'rain on a roof'.") from None
 
 
-def sentence_embedding(encoder: TextEncoder, words: str, runtime: Runtime) -> tuple[Tensor, str]:
-    """The unit vector of a sentence, (1, d), and as much of it as the encoder takes."""
-    heard, _ = encoder.fit(words, "", TOKENS)
-    with precision(runtime.models):
-        return encoder.sentence_embeddings([heard], TOKENS).to(runtime.models.device), heard
-
-
-def words_vector(key: str, words: str, runtime: Runtime) -> tuple[Tensor, str]:
-    """Where the space ``key`` has a sentence, (1, D), and as much of it as the sentence encoder takes.
-
-    A published space reads words itself, so the encoder is not even leased.
-    """
-    with runtime.lease(key) as space:
-        if space.reads == "words":
-            with precision(runtime.models):
-                return space.embed_words([words]), words
-        with runtime.lease("sentence-encoder") as encoder:
-            sentence, heard = sentence_embedding(encoder, words, runtime)
-        with precision(runtime.models):
-            return space.embed_sentences(sentence), heard
-
-
-def picture_vector(space: PictureText | PublishedPictureText, shown: Image | Video, runtime: Runtime) -> Tensor:
-    """The unit vector (D,) of a picture, or of a clip: the mean of its frames' (fact sheet ``v2a_mapper.md``, 3)."""
-    vectors = []
-    for part in _squares(shown).split(runtime.micro_batch):
-        runtime.raise_if_cancelled()
-        with precision(runtime.models):
-            vectors.append(space.embed_pictures(part.to(runtime.models.device)).float())
-    return F.normalize(F.normalize(torch.cat(vectors), dim=-1).mean(0), dim=-1)
-
-
 def shown_in(item: Sequence[Artifact]) -> Image | Video:
     """The one picture or clip of an input; raises :class:`UserError` for anything else."""
     [shown] = item
     if not isinstance(shown, Image | Video):
         raise UserError(f"A picture or a clip is needed here, not {shown.medium}.", "Attach one.")
     return shown
-
-
-def _squares(shown: Image | Video) -> Tensor:
-    """(count, 3, S, S) float32 in [-1, 1]: the middle square of a picture or of each frame that is looked at."""
-    frames = shown.pixels[None] if isinstance(shown, Image) else shown.frames[_looked_at(shown)]
-    height, width = frames.shape[1:3]
-    side = min(height, width)
-    top, left = (height - side) // 2, (width - side) // 2
-    squares = [PillowImage.fromarray(frame) for frame in frames[:, top : top + side, left : left + side]]
-    if side > LARGEST_SIDE:
-        size = (LARGEST_SIDE, LARGEST_SIDE)
-        squares = [square.resize(size, PillowImage.Resampling.BICUBIC) for square in squares]
-    pixels = torch.from_numpy(np.stack([np.asarray(square) for square in squares]))
-    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _looked_at(clip: Video) -> np.ndarray:
-    """Indices of 8 to 16 frames, by its duration, spread evenly from the first to the last; of fewer, of all."""
-    seconds = len(clip.frames) / clip.frame_rate
-    wanted = min(max(round(FRAMES_A_SECOND * seconds), FEWEST_FRAMES), MOST_FRAMES)
-    return np.linspace(0, len(clip.frames) - 1, min(wanted, len(clip.frames))).round().astype(int)
 
 
 # ------------------------------------------------------------------------------------------------------------- sounds
@@ -225,7 +156,7 @@ class SoundMaker:
             self.runtime.raise_if_cancelled()
             with precision(self.runtime.models):
                 clean, latents = next(stages)
-            preview = self._preview(clean, chunk) if _is_preview(step, steps) else None
+            preview = self._preview(clean, chunk) if is_preview(step, steps) else None
             yield replace(before, step=before.step + step, preview=preview)
         return latents
 
@@ -242,10 +173,6 @@ class SoundMaker:
         with precision(self.runtime.models):
             mels = self.autoencoder.decode(latents[:SHOWN])
         return mel_picture(mels[:, :frames], self.autoencoder.mel)
-
-
-def _is_preview(step: int, steps: int) -> bool:
-    return step < steps and step % max(1, steps // (PREVIEWS + 1)) == 0
 
 
 def mel_picture(mels: Tensor, config: MelConfig) -> Image:

@@ -27,7 +27,7 @@ from models.sound_text import SoundText
 from pipelines.base import Produced, Progress, Runtime
 from pipelines.describe.pipeline import LEVEL, Describe, frames_of, in_words, windows_of
 from pipelines.media import Artifact, Audio, Image, Text, Video
-from pipelines.sounds import picture_vector
+from pipelines.spaces import picture_vector
 from tests.test_captioner import blip_folder
 from tests.tiny_models import manager_of, resident, spec_of
 from tests.tiny_sounds import WIDTH, Backbone, clip, picture

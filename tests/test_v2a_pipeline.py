@@ -21,7 +21,8 @@ from models.manager import ModelManager
 from models.mel import AUDIOLDM_MEL, LITE_MEL, MelConfig
 from pipelines.base import Produced, Progress, Runtime, precision
 from pipelines.media import Artifact, Audio, Image, Text, Video
-from pipelines.sounds import LOUDNESS, SoundMaker, Wanted, finished, loudness, picture_vector, true_peak
+from pipelines.sounds import LOUDNESS, SoundMaker, Wanted, finished, loudness, true_peak
+from pipelines.spaces import picture_vector
 from pipelines.v2a_mapper.pipeline import V2AMapper
 from tests.tiny_models import resident
 from tests.tiny_sounds import clip, events, picture, produced, sound_manager

@@ -15,20 +15,10 @@ from pydantic import Field
 from torch import Tensor
 
 from models.errors import UserError
-from pipelines.base import Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
+from pipelines.base import ADVANCED, Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
 from pipelines.media import Artifact, Image, Text
-from pipelines.sounds import (
-    ADVANCED,
-    LONGEST,
-    SHORTEST,
-    USUAL,
-    SoundMaker,
-    SoundParams,
-    Wanted,
-    clean_words,
-    picture_vector,
-    words_vector,
-)
+from pipelines.sounds import LONGEST, SHORTEST, USUAL, SoundMaker, SoundParams, Wanted, clean_words
+from pipelines.spaces import picture_vector, words_vector
 
 BRIDGES = {"prior": "clipsonic-prior", "mean_shift": "clipsonic-mean-shift"}
 BEST_OF = 4  # answers of the prior, of which the one nearest to the words counts (fact sheet ``clipsonic.md``, 8)
@@ -82,7 +72,7 @@ class CLIPSonic(Pipeline):
         wanted = []
         for query in queries:
             conditions, note = _conditions(query, params, runtime)
-            for condition, seed in zip(conditions, params.seeds(), strict=True):
+            for condition, seed in zip(conditions, params.seeds(params.num_sounds), strict=True):
                 wanted.append(Wanted(condition, seed, params.duration, note))
         with ExitStack() as stack:
             maker = SoundMaker.lease("clipsonic", runtime, stack)

@@ -9,17 +9,14 @@ from typing import ClassVar, cast
 import numpy as np
 import torch
 from pydantic import Field
-from pydantic.config import JsonDict
 
 from models.errors import UserError
 from models.nets import flow_matching as fm
-from pipelines.base import MAX_SEED, Event, Params, Pipeline, Produced, Progress, Route, Runtime, provenance
+from pipelines.base import ADVANCED, Event, Params, Pipeline, Produced, Progress, Route, Runtime, provenance
 from pipelines.crossflow.prompts import clean_prompt
 from pipelines.crossflow.sampling import MODELS, Painter
 from pipelines.crossflow.styles import Style
 from pipelines.media import Artifact, Image, Text, Video
-
-ADVANCED: JsonDict = {"advanced": True}
 
 
 class SamplingParams(Params):
@@ -75,7 +72,7 @@ class CrossFlow(Pipeline):
         prompts = [clean_prompt(_text(item)) for (item,) in inputs]
         add = clean_prompt(params.add, "'add'") if params.add.strip() else None
         remove = clean_prompt(params.remove, "'remove'") if params.remove.strip() else None
-        seeds = [(params.seed + i) % (MAX_SEED + 1) for i in range(params.num_images)]
+        seeds = params.seeds(params.num_images)
         yield Progress(0, params.num_inference_steps, "Loading models")
         with ExitStack() as stack:
             painter = Painter.lease(runtime, stack)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from models.nets import flow_matching as fm
 from models.nets.crossflow import CrossFlow
-from pipelines.base import Progress, Runtime, precision
+from pipelines.base import Progress, Runtime, is_preview, precision
 from pipelines.crossflow.prompts import fitted
 from pipelines.media import Image
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:  # they import diffusers and transformers, which takes seconds
     from models.text_encoder import TextEncoder
 
 MODELS = ("text-encoder", "crossflow", "autoencoder")
-PREVIEWS = 5
 
 
 def to_pixels(pictures: Tensor) -> np.ndarray:
@@ -72,7 +71,7 @@ class Painter:
             sampler = fm.euler_steps(self._velocity, chunk, steps, guidance_scale)
             for step, state in enumerate(sampler, 1):
                 self.runtime.raise_if_cancelled()
-                preview = self._preview(state.prediction) if _is_preview(step, steps) else None
+                preview = self._preview(state.prediction) if is_preview(step, steps) else None
                 yield Progress(index * steps + step, total, note, preview)
             painted.append(self.decode(state.latents))
         return np.concatenate(painted)
@@ -85,7 +84,3 @@ class Painter:
     def _preview(self, prediction: Tensor) -> Image:
         """The first four pictures side by side, as the current velocity would end them."""
         return Image(np.concatenate(list(self.decode(prediction[:4])), axis=1))
-
-
-def _is_preview(step: int, steps: int) -> bool:
-    return step < steps and step % max(1, steps // (PREVIEWS + 1)) == 0

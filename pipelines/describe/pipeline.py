@@ -23,7 +23,7 @@ from models.mel import MelConfig, log_mel
 from pipelines.base import VERSION, Event, Lender, Params, Pipeline, Produced, Progress, Route, Runtime, precision
 from pipelines.edits.audio import at_speed
 from pipelines.media import Artifact, Audio, Image, Provenance, Text, Video
-from pipelines.sounds import picture_vector
+from pipelines.spaces import picture_vector
 
 if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere listing need not spend
     from models.captioner import Captioner, Description, PublishedCaptioner

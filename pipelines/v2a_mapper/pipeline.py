@@ -14,23 +14,12 @@ from typing import ClassVar, Literal, cast
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.base import Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
+from pipelines.base import ADVANCED, Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
 from pipelines.edits.audio import fitted
 from pipelines.edits.video import duration_of
 from pipelines.media import Artifact, Audio, Image, Video
-from pipelines.sounds import (
-    ADVANCED,
-    LONGEST,
-    SHORTEST,
-    USUAL,
-    SoundMaker,
-    SoundParams,
-    Wanted,
-    clean_words,
-    picture_vector,
-    shown_in,
-    words_vector,
-)
+from pipelines.sounds import LONGEST, SHORTEST, USUAL, SoundMaker, SoundParams, Wanted, clean_words, shown_in
+from pipelines.spaces import picture_vector, words_vector
 
 MAPPERS = {"generative": "v2a-mapper", "regression": "v2a-regression"}
 
@@ -92,7 +81,7 @@ class V2AMapper(Pipeline):
         wanted = [
             Wanted(condition, seed, _seconds(seen, params), note)
             for seen, conditions in zip(shown, _conditions(shown, words, params, runtime), strict=True)
-            for condition, seed in zip(conditions, params.seeds(), strict=True)
+            for condition, seed in zip(conditions, params.seeds(params.num_sounds), strict=True)
         ]
         with ExitStack() as stack:
             maker = SoundMaker.lease("sound-generator", runtime, stack)

@@ -15,14 +15,26 @@ from typing import TYPE_CHECKING, ClassVar, Self, cast
 import numpy as np
 import torch
 from pydantic import Field
-from pydantic.config import JsonDict
 from torch import Tensor
 
 from models.errors import UserError
-from pipelines.base import MAX_SEED, Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
+from pipelines.base import (
+    ADVANCED,
+    MAX_SEED,
+    Event,
+    Params,
+    Pipeline,
+    Produced,
+    Progress,
+    Route,
+    Runtime,
+    is_preview,
+    precision,
+    provenance,
+)
 from pipelines.crossflow.prompts import clean_prompt
 from pipelines.media import Artifact, Image, Mesh, Text
-from pipelines.sounds import picture_vector, words_vector
+from pipelines.spaces import picture_vector, words_vector
 from pipelines.xbind.surface import NoSurfaceError, surface
 from pipelines.xbind.views import shaded
 
@@ -30,12 +42,10 @@ if TYPE_CHECKING:
     from models.nets.shape_autoencoder import ShapeAutoencoder
     from models.nets.shape_generator import ShapeGenerator
 
-PREVIEWS, SHOWN = 5, 4  # in one run, and shapes side by side in one
+SHOWN = 4  # shapes side by side in a preview
 PREVIEW_RESOLUTION, PREVIEW_SIDE = 32, 128
 AZIMUTH, ELEVATION = 30.0, 20.0  # degrees
 SAME_COLOUR = 8  # of 255: what compression does to a single colour
-
-ADVANCED: JsonDict = {"advanced": True}
 
 
 class XBindParams(Params):
@@ -64,10 +74,6 @@ class XBindParams(Params):
     num_faces: int = Field(
         20_000, ge=200, le=100_000, description="At most this many triangles.", json_schema_extra=ADVANCED
     )
-
-    def seeds(self) -> list[int]:
-        """One a variation."""
-        return [(self.seed + i) % (MAX_SEED + 1) for i in range(self.num_shapes)]
 
 
 class XBind(Pipeline):
@@ -109,7 +115,7 @@ class XBind(Pipeline):
         for prompt in prompts:
             runtime.raise_if_cancelled()
             condition, note = prompt.vector(params.share, runtime)
-            wanted += [Wanted(condition, seed, note) for seed in params.seeds()]
+            wanted += [Wanted(condition, seed, note) for seed in params.seeds(params.num_shapes)]
         with ExitStack() as stack:
             maker = ShapeMaker.lease(runtime, stack)
             objects = yield from maker.make(wanted, params)
@@ -217,7 +223,7 @@ class ShapeMaker:
                 with precision(self.runtime.models):
                     clean, latents = next(stages)
                 done += 1
-                preview = self._preview(clean) if _is_preview(done, total) else None
+                preview = self._preview(clean) if is_preview(done, total) else None
                 yield Progress(done, total, chunk[0].note, preview)
             for one, of_one in zip(chunk, latents, strict=True):
                 self.runtime.raise_if_cancelled()
@@ -242,7 +248,3 @@ class ShapeMaker:
         """Latents (B, 3, C, p, p) -> (B, 4, R, R, R) float32 on the CPU."""
         with precision(self.runtime.models):
             return self.autoencoder.grid(latents, resolution).float().cpu()
-
-
-def _is_preview(step: int, total: int) -> bool:
-    return step < total and step % max(1, total // (PREVIEWS + 1)) == 0

@@ -20,7 +20,7 @@ from pipelines.base import Produced, Progress, Runtime
 from pipelines.clipsonic.pipeline import CLIPSonic
 from pipelines.describe.pipeline import Describe, in_words, sound_vector
 from pipelines.media import Artifact, Audio, Text
-from pipelines.sounds import picture_vector, words_vector
+from pipelines.spaces import picture_vector, words_vector
 from pipelines.v2a_mapper.pipeline import V2AMapper
 from tests.test_describe_pipeline import captioner, tone
 from tests.tiny_models import resident
