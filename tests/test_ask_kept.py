@@ -94,6 +94,23 @@ def test_what_comes_back_can_be_spoken_of_and_its_questions_answered(host: Host,
     assert other.pieces[0].number == 4 and other.steps[0].step.inputs == ("@2",)
 
 
+def test_a_request_that_is_being_answered_while_the_talk_comes_back_is_not_lost(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Talk()
+    ask(host, before, "a red apple")
+    talk, answer = Talk(), host.assistant.answer
+
+    def answer_while_it_comes_back(*given: Any, **named: Any) -> Any:
+        talk.become(restored(kept(before), host))
+        return answer(*given, **named)
+
+    monkeypatch.setattr(host.assistant, "answer", answer_while_it_comes_back)
+    turn = ask(host, talk, "draw a blue car")
+    assert [turn.prompt for turn in talk.turns] == ["a red apple", "draw a blue car"]
+    assert [piece.number for piece in turn.pieces] == [2] and set(talk.pieces) == {1, 2}
+
+
 def test_what_is_gone_from_the_gallery_is_left_out_and_said(host: Host) -> None:
     talk = Talk()
     ask(host, talk, "a red apple")
@@ -248,8 +265,9 @@ def test_the_tab_puts_it_back_unless_something_has_begun(host: Host) -> None:
     first = tab._on_submit(talk, {"text": "a red apple", "files": []})
     assert restored(first[tab._kept], host).turns[0].stage == "stopped"
     *_, last = tab._run(talk)
-    back = tab._on_load(Talk(), last[tab._kept])
-    assert back[tab._talk].turns[0].stage == "ended"
+    again = Talk()
+    back = tab._on_load(again, last[tab._kept])
+    assert again.turns[0].stage == "ended"
     told = re.compile('<p class="aside reader".*?</p>|<details.*?</details>')
     assert told.sub("", back[tab.log]) == told.sub("", last[tab.log])
     for begun, text in ((talk, last[tab._kept]), (Talk(), ""), (Talk(), None)):

@@ -125,19 +125,22 @@ class AskTab:
     def begin(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Have the conversation restored when the page is loaded, and the box named whenever it is drawn anew."""
         gr.on([page.load, tab.select], None, js=NAME_THE_BOX, api_visibility="private")
-        there = [self._talk, self.log, self._said, self._box, self._kept]
+        there = [self.log, self._said, self._box, self._kept]
         page.load(self._on_load, [self._talk, self._kept], there, js=RECALL, **LIGHT)
 
     def _on_load(self, talk: Talk, text: str | None) -> Any:
-        """What the browser kept, as a talk again; somebody may have begun another by now."""
+        """What the browser kept, in the talk again; somebody may have gone on with it by now."""
         if talk.turns or not text:
             return gr.skip()
         try:
             with reporting():
-                talk = restored(text, self._host)
+                before = restored(text, self._host)
         except (UserError, InternalError) as error:
             return {self._said: ask_markup.complaint(error)}
-        return {self._talk: talk} | self._look(talk)
+        if talk.turns:
+            return gr.skip()
+        talk.become(before)  # not another talk instead: a request may be being answered in this one
+        return self._look(talk)
 
     def _on_anew(self, talk: Talk) -> Updates:
         return {self._editor.editing: None} | self._answered(talk, lambda: self._host.begin_anew(talk))

@@ -142,7 +142,12 @@ class Talk:
 
     def clear(self) -> None:
         """Begin anew."""
-        self.conversation, self.turns, self.pieces, self.notice = Conversation(), [], {}, ""
+        self.become(Talk())
+
+    def become(self, other: Talk) -> None:
+        """Go on with what was said in ``other``; what this one is doing goes on too."""
+        self.conversation, self.turns, self.pieces = other.conversation, other.turns, other.pieces
+        self.notice = other.notice
 
     def turn(self, number: int) -> Turn:
         """Raises ``KeyError`` if there is none."""
