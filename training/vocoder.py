@@ -30,12 +30,10 @@ FFT_SIZES = (256, 512, 1024, 2048)
 ITERATIONS = 32
 
 
-def vocoder_loss(model: IstftVocoder, waveforms: Tensor) -> tuple[Tensor, Metrics]:
-    """``waveforms``: (B, N) in [-1, 1], N a multiple of the hop."""
-    mels = log_mel(waveforms, model.mel)
-    made = model(mels)
-    distance = stft_distance(made, waveforms, FFT_SIZES).mean()
-    heard = F.l1_loss(log_mel(made, model.mel), mels)
+def vocoder_loss(made: Tensor, real: Tensor) -> tuple[Tensor, Metrics]:
+    """Of waveforms ``made`` for those of ``real``, (B, N) in [-1, 1], N a multiple of the hop."""
+    distance = stft_distance(made, real, FFT_SIZES).mean()
+    heard = F.l1_loss(log_mel(made, LITE_MEL), log_mel(real, LITE_MEL))
     return distance + heard, {"stft_distance": distance, "mel_l1": heard}
 
 
@@ -81,7 +79,8 @@ def main() -> None:
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         crops = sounds.crops([items[i] for i in indices], CROP, np.random.default_rng((SEED, step)))
-        return vocoder_loss(model, augment(crops, 0.3, -20, 0))
+        real = augment(crops, 0.3, -20, 0)
+        return vocoder_loss(model(log_mel(real, LITE_MEL)), real)
 
     weights = train(
         name,
