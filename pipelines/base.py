@@ -133,6 +133,7 @@ class Pipeline(ABC):
     models: ClassVar[tuple[str, ...]]
     examples: ClassVar[tuple[tuple[str, ...], ...]] = ()  # texts of the inputs, to click on
     is_edit: ClassVar[bool] = False  # changes something by plain means, to more of its medium; no model
+    uses_chance: ClassVar[bool] = True  # another seed gives another result
 
     @abstractmethod
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:

@@ -23,6 +23,7 @@ from app.studio import Saved, Studio
 from app.ui import markup
 from app.ui.downloads import download_route
 from app.ui.sounds import COLUMNS, Waveform, peaks, player, waveform, waveform_of
+from pipelines.describe.pipeline import Describe
 from pipelines.edits.audio import AudioGain
 from pipelines.media import Audio, Text
 from tests.media_examples import made
@@ -134,9 +135,11 @@ def test_a_sound_can_be_had_in_three_formats_and_a_picture_in_its_own(tiny_studi
 
 def test_only_what_chance_made_has_variations(tiny_studio: Studio, entry: Entry) -> None:
     louder = tiny_studio.library.add(tone().with_provenance(made(pipeline=AudioGain.name)), "louder")
-    installed = [*tiny_studio.registry, AudioGain()]
+    described = tiny_studio.library.add(Text("a bell").with_provenance(made(pipeline=Describe.name)), "a bell")
+    installed = [*tiny_studio.registry, AudioGain(), Describe()]
     assert 'data-event="vary"' in markup.result(entry, pipelines=installed)
-    assert 'data-event="vary"' not in markup.result(louder, pipelines=installed)
+    for certain in (louder, described):
+        assert 'data-event="vary"' not in markup.result(certain, pipelines=installed)
     assert 'data-event="vary"' not in markup.result(entry, pipelines=[AudioGain()]), "what made it is not installed"
 
 

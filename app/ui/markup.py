@@ -137,8 +137,8 @@ def result(
 
 
 def can_vary(entry: Entry, pipelines: Iterable[Pipeline]) -> bool:
-    """Whether another seed would make another of it: what made it is among ``pipelines``, and no edit."""
-    return any(made_by.name == entry.provenance.pipeline and not made_by.is_edit for made_by in pipelines)
+    """Whether another seed would make another of it: what made it is among ``pipelines``, and takes chances."""
+    return any(made_by.name == entry.provenance.pipeline and made_by.uses_chance for made_by in pipelines)
 
 
 def downloads(entry: Entry, kind: str) -> str:

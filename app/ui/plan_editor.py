@@ -216,7 +216,7 @@ def _param_controls(registry: Any, step: Step) -> dict[str, Component]:
     for name, declared in pipeline.params_type.model_fields.items():
         value = step.params.get(name, declared.get_default(call_default_factory=True))
         if name == "seed":
-            if not pipeline.is_edit:
+            if pipeline.uses_chance:
                 made[name] = gr.Number(value, label="Seed", precision=0, minimum=0, maximum=MAX_SEED)
         elif not is_advanced(declared):
             field = copy.copy(declared)

@@ -91,7 +91,7 @@ class PipelinePanel:
 
     def _build_settings(self) -> None:
         self._controls = build_controls(self.pipeline.params_type)
-        uses_chance = not self.pipeline.is_edit
+        uses_chance = self.pipeline.uses_chance
         with gr.Row(elem_classes=["seed"], visible=uses_chance):
             self._seed = gr.Number(
                 0, label="Seed", precision=0, minimum=0, maximum=MAX_SEED, interactive=True, min_width=120, scale=1

@@ -49,6 +49,7 @@ class Describe(Pipeline):
     routes = (Route(("image",), "text"), Route(("audio",), "text"), Route(("video",), "text"))
     params_type = DescribeParams
     models: ClassVar[tuple[str, ...]] = (*SEEING, *HEARING)
+    uses_chance = False
 
     def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
         """Of what is seen, of what is heard, or both; a captioner that needs no space then leaves it alone."""

@@ -17,6 +17,7 @@ class Edit(Pipeline, Generic[AnyArtifact, AnyParams]):
     """A pipeline of one function, :meth:`change`. The seed changes nothing."""
 
     is_edit = True
+    uses_chance = False
     models: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod

@@ -106,6 +106,7 @@ class VideoAddSound(Pipeline):
     params_type = AddSoundParams
     models: ClassVar[tuple[str, ...]] = ()
     is_edit = True
+    uses_chance = False
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         for item in inputs:
