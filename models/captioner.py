@@ -2,8 +2,9 @@
 
 :class:`Captioner` reads one unit vector of a space (``models.picture_text``, ``models.sound_text``). ClipCap's way
 (arXiv 2111.09734): one linear map turns the vector into a prefix of a few embeddings, which a small transformer goes on
-from. :class:`PublishedCaptioner` is BLIP (arXiv 2201.12086), which reads pictures themselves. Both have ``reads``, what
-their ``describe`` wants, and :func:`load_captioner` loads either.
+from. Where that shares no word with the concepts nearby, the name of the nearest is mostly the better guess (measured:
+the weights' ``MODEL_CARD.md``), and is said instead. :class:`PublishedCaptioner` is BLIP (arXiv 2201.12086), which
+reads pictures themselves. Both have ``reads``, what their ``describe`` wants, and :func:`load_captioner` loads either.
 
 Shapes: B vectors of D dimensions, L tokens, V word pieces, C concepts, T pictures of S x S.
 """
@@ -14,38 +15,51 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BlipForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from models.errors import UserError
 
-CONFIG, WEIGHTS, VOCABULARY, NAMES = "config.json", "model.safetensors", "vocabulary.txt", "concepts.txt"
+CONFIG, WEIGHTS, VOCABULARY, CONCEPTS = "config.json", "model.safetensors", "vocabulary.txt", "concepts.txt"
 PREPROCESSOR = "preprocessor_config.json"
 END, END_PIECE = 0, "[END]"  # the first word piece of every vocabulary ends a sentence
+UNKNOWN_PIECE = "[UNK]"
 HEAD, EMBEDDINGS = "decoder.lm_head.weight", "decoder.transformer.wte.weight"  # one matrix, stored once
 BEAMS = 3
+AGREEING = 3  # the nearest concepts, with one of which a sentence has to share a word
 PUBLISHED_TOKENS = 20  # the longest caption in BLIP's own evaluation
 LENGTH_TOLERANCE = 1e-2  # of a unit vector that has been through 16-bit floats
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A name and the cosine between its vector and the one that is described."""
+    """What it is called, "a bell" or "rain", and the cosine between its vector and the one that is described."""
 
-    name: str
+    sentence: str
     cosine: float
+
+    @property
+    def name(self) -> str:
+        """Without its article."""
+        return re.sub(r"^an? ", "", self.sentence)
 
 
 @dataclass(frozen=True)
 class Description:
     """``sentence``: in lower case, without a full stop, perhaps empty for BLIP; ``confidence``: the geometric mean of
-    its tokens' probabilities; ``sure``: whether that is as much as right sentences have; ``nearest`` concepts first."""
+    its tokens' probabilities; ``sure``: whether that is as much as right sentences have and a concept nearby agrees;
+    ``nearest`` concepts first."""
 
     sentence: str
     confidence: float
@@ -57,7 +71,8 @@ class Description:
 class CaptionerConfig:
     """``width`` of the space's vectors; ``prefix``: embeddings that stand for one; ``tokens``: the most of a sentence.
 
-    ``sure``: the least confidence of a sentence that is said without "perhaps", found on held-out data.
+    ``sure``: the least confidence of a sentence that is said without "perhaps", found on held-out data, of those that
+    share a word with a concept nearby.
     """
 
     width: int = 256
@@ -73,21 +88,26 @@ class CaptionerConfig:
 class Captioner(nn.Module):
     """From unit vectors to sentences made of ``pieces``, the first of which is :data:`END_PIECE`.
 
-    ``names`` of concepts and their unit vectors ``concepts`` (C, D), which are kept in float16.
+    ``sentences`` say what the concepts are called, at least one; ``concepts`` (C, D) are their unit vectors, which are
+    kept in float16.
     """
 
     reads: ClassVar[Literal["vectors"]] = "vectors"
     concepts: Tensor
 
-    def __init__(self, config: CaptionerConfig, pieces: Sequence[str], names: Sequence[str], concepts: Tensor) -> None:
+    def __init__(
+        self, config: CaptionerConfig, pieces: Sequence[str], sentences: Sequence[str], concepts: Tensor
+    ) -> None:
         super().__init__()
-        if not pieces or pieces[END] != END_PIECE or concepts.shape != (len(names), config.width):
+        fits = sentences and concepts.shape == (len(sentences), config.width)
+        if not fits or not pieces or pieces[END] != END_PIECE:
             raise ValueError(
-                f"{len(pieces)} pieces, {len(names)} names and {tuple(concepts.shape)} do not fit together"
+                f"{len(pieces)} pieces, {len(sentences)} concepts and {tuple(concepts.shape)} do not fit together"
             )
         self.config = config
         self.pieces = tuple(pieces)
-        self.names = tuple(names)
+        self.sentences = tuple(sentences)
+        self.tokenizer = tokenizer_of(pieces)
         self.prefix = nn.Linear(config.width, config.prefix * config.hidden)
         self.decoder = GPT2LMHeadModel(
             GPT2Config(
@@ -126,7 +146,9 @@ class Captioner(nn.Module):
     def describe(self, vectors: Sequence[Tensor], nearest: int = 5, beams: int = BEAMS) -> list[Description]:
         """One description of each unit vector (D,), with up to ``nearest`` concepts; one beam is a greedy search.
 
-        Raises :class:`ValueError` as :meth:`forward` does.
+        A sentence that shares no word with the :data:`AGREEING` nearest concepts gives way to what the nearest is
+        called, if the captioner has the word pieces for that, and is never sure. Raises :class:`ValueError` as
+        :meth:`forward` does.
         """
         stacked = torch.stack(list(vectors))
         repeated = stacked.repeat_interleave(beams, 0)
@@ -135,21 +157,50 @@ class Captioner(nn.Module):
             return self(repeated, tokens)[:, -1].log_softmax(-1)
 
         found = beam_search(next_log_probabilities, len(stacked), beams, self.config.tokens, stacked.device)
-        return [
-            Description(
-                sentence_of([self.pieces[token] for token in tokens]), confidence, confidence >= self.config.sure, near
-            )
-            for (tokens, confidence), near in zip(found, self.nearest(stacked, nearest), strict=True)
-        ]
+        descriptions: list[Description] = []
+        instead: dict[int, tuple[str, list[int]]] = {}  # row -> what the nearest concept is called, and its tokens
+        for row, near in enumerate(self.nearest(stacked, max(nearest, AGREEING))):
+            tokens, confidence = found[row]
+            sentence = sentence_of([self.pieces[token] for token in tokens])
+            words_nearby = {word for concept in near[:AGREEING] for word in words_of(concept.sentence)}
+            agrees = not words_nearby.isdisjoint(words_of(sentence))
+            sure = agrees and confidence >= self.config.sure
+            descriptions.append(Description(sentence, confidence, sure, near[:nearest]))
+            if not agrees and (tokens_instead := self.tokens_of(near[0].sentence)):
+                instead[row] = near[0].sentence, tokens_instead
+        if instead:
+            confidences = self.confidences(stacked[list(instead)], [tokens for _, tokens in instead.values()])
+            for (row, (sentence, _)), confidence in zip(instead.items(), confidences, strict=True):
+                descriptions[row] = replace(descriptions[row], sentence=sentence, confidence=confidence)
+        return descriptions
+
+    @torch.no_grad()
+    def confidences(self, vectors: Tensor, sentences: Sequence[Sequence[int]]) -> list[float]:
+        """Of each sentence for its vector (B, D): the geometric mean of its tokens' probabilities and its end's.
+
+        ``sentences`` are up to ``config.tokens`` tokens each, without the end.
+        """
+        device = vectors.device
+        tokens = pad_sequence([torch.tensor([*said, END], device=device) for said in sentences], True, END)
+        lengths = torch.tensor([len(said) + 1 for said in sentences], device=device)
+        each = self(vectors, tokens[:, :-1]).log_softmax(-1).gather(2, tokens[..., None])[..., 0]
+        is_padding = torch.arange(tokens.shape[1], device=device) >= lengths[:, None]
+        means: list[float] = (each.masked_fill(is_padding, 0).sum(1) / lengths).exp().tolist()
+        return means
+
+    def tokens_of(self, sentence: str) -> list[int] | None:
+        """Its tokens without the end, or none where a word piece is not known or there are more than can be said."""
+        tokens: list[int] = self.tokenizer.encode(sentence).ids
+        return tokens if max(tokens, default=0) < len(self.pieces) and len(tokens) <= self.config.tokens else None
 
     @torch.no_grad()
     def nearest(self, vectors: Tensor, count: int) -> list[tuple[Concept, ...]]:
         """The ``count`` concepts, or all if there are fewer, whose vectors are nearest to each of (B, D)."""
         with torch.autocast(vectors.device.type, enabled=False):  # cosines are shown to two digits
             cosines = vectors.float() @ self.concepts.float().T
-        best = cosines.topk(min(count, len(self.names)), dim=1)
+        best = cosines.topk(min(count, len(self.sentences)), dim=1)
         rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
-        return [tuple(Concept(self.names[i], cosine) for cosine, i in zip(*row, strict=True)) for row in rows]
+        return [tuple(Concept(self.sentences[i], cosine) for cosine, i in zip(*row, strict=True)) for row in rows]
 
     def save_pretrained(self, folder: Path) -> None:
         """``config.json``, ``model.safetensors`` in float16, and as lines of text the word pieces and the concepts."""
@@ -157,7 +208,7 @@ class Captioner(nn.Module):
         values = {"_class_name": type(self).__name__, **asdict(self.config)}
         (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
         (folder / VOCABULARY).write_text("".join(f"{piece}\n" for piece in self.pieces))
-        (folder / NAMES).write_text("".join(f"{name}\n" for name in self.names))
+        (folder / CONCEPTS).write_text("".join(f"{sentence}\n" for sentence in self.sentences))
         weights = {name: value.half().contiguous() for name, value in self.state_dict().items() if name != HEAD}
         save_file(weights, folder / WEIGHTS)
 
@@ -204,6 +255,23 @@ def sentence_of(pieces: Sequence[str]) -> str:
     words = "".join(f" {piece}" for piece in pieces).replace(" ##", "").strip()
     words = re.sub(r" ?([-'’/]) ?", r"\1", words)
     return re.sub(r" ([,.:;!?)])", r"\1", words).replace("( ", "(")
+
+
+def tokenizer_of(pieces: Sequence[str]) -> Tokenizer:
+    """What cuts lower-cased text as a BERT tokenizer with these word pieces does; ``len(pieces)`` is what is not known.
+
+    The reverse of :func:`sentence_of`.
+    """
+    vocabulary = {piece: token for token, piece in enumerate((*pieces, UNKNOWN_PIECE))}
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token=UNKNOWN_PIECE))
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    return tokenizer
+
+
+def words_of(text: str) -> list[str]:
+    """In lower case, without punctuation and articles."""
+    return [word for word in re.findall(r"[a-z0-9]+", text.lower()) if word not in ("a", "an", "the", "some")]
 
 
 # --------------------------------------------------------------------------------------------------------- published
@@ -280,8 +348,8 @@ def load_captioner(folder: Path) -> Captioner | PublishedCaptioner:
     if values.pop("_class_name", None) != Captioner.__name__:
         raise UserError(f"The weights in '{folder}' are no captioner.", "It must be ours, or BLIP's for captions.")
     weights = load_file(folder / WEIGHTS)
-    pieces, names = ((folder / name).read_text().splitlines() for name in (VOCABULARY, NAMES))
-    model = Captioner(CaptionerConfig(**values), pieces, names, weights["concepts"])
+    pieces, sentences = ((folder / name).read_text().splitlines() for name in (VOCABULARY, CONCEPTS))
+    model = Captioner(CaptionerConfig(**values), pieces, sentences, weights["concepts"])
     model.load_state_dict({**weights, HEAD: weights[EMBEDDINGS]})
     return model.eval()
 

@@ -1,11 +1,15 @@
-"""Captioners: the search, sentences from word pieces, concepts, weights on disk, and BLIP in its published layout."""
+"""Captioners: the search, sentences and word pieces, concepts, weights on disk, and BLIP in its published layout."""
 
 from __future__ import annotations
 
 import itertools
 import json
 import math
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pytest
@@ -25,6 +29,7 @@ from transformers import (
 )
 
 from models.captioner import (
+    BEAMS,
     END,
     END_PIECE,
     PREPROCESSOR,
@@ -35,25 +40,38 @@ from models.captioner import (
     beam_search,
     load_captioner,
     sentence_of,
+    tokenizer_of,
+    words_of,
 )
 from models.errors import UserError
 
 CPU = torch.device("cpu")
 TINY = CaptionerConfig(width=8, hidden=16, layers=1, heads=2, prefix=2, tokens=4, dropout=0.0, sure=0.2)
 PIECES = (END_PIECE, "a", "red", "app", "##le", "bell")
-NAMES = ("apple", "bell", "rain")
+SENTENCES, NAMES = ("an apple", "a bell", "rain"), ("apple", "bell", "rain")  # of concepts
 
 
 def units(count: int, width: int = 8, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(count, width, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def tiny(seed: int = 0) -> Captioner:
-    torch.manual_seed(seed)
-    model = Captioner(TINY, PIECES, NAMES, units(3, seed=9)).eval()
+def tiny(sentences: Sequence[str] = SENTENCES, concepts: Tensor | None = None, sure: float = TINY.sure) -> Captioner:
+    """Says the same whatever the concepts, if these agree."""
+    torch.manual_seed(0)
+    concepts = units(len(sentences), seed=9) if concepts is None else concepts
+    model = Captioner(replace(TINY, sure=sure), PIECES, sentences, concepts).eval()
     with torch.no_grad():
         model.decoder.get_input_embeddings().weight.mul_(20)  # untrained, every word would be as likely as any other
     return model
+
+
+def searched(vector: Tensor) -> tuple[str, float]:
+    """What the search of :func:`tiny` finds, whatever concepts are nearby, and its confidence."""
+    model, vectors = tiny(), vector.repeat(BEAMS, 1)
+    [(tokens, confidence)] = beam_search(
+        lambda tokens: model(vectors, tokens)[:, -1].log_softmax(-1), 1, BEAMS, TINY.tokens, CPU
+    )
+    return sentence_of([PIECES[token] for token in tokens]), confidence
 
 
 # ----------------------------------------------------------------------------------------------------------- search
@@ -147,6 +165,43 @@ def test_what_the_text_encoder_cuts_is_put_together_again() -> None:
         assert sentence_of(tokenizer.tokenize(sentence)) == sentence
 
 
+STARTS, ENDS, MARKS = ("a", "b", "c", "ab", "cab"), ("##a", "##b", "##c", "##ab", "##bca"), tuple("-'’/,.:;!?()")
+
+
+@cache
+def speller() -> Captioner:
+    """Has a word piece for every letter, so that it can say whatever is made of its pieces."""
+    return Captioner(replace(TINY, tokens=64), (END_PIECE, *STARTS, *ENDS, *MARKS), ("a cab",), units(1))
+
+
+words = st.tuples(st.sampled_from(STARTS).map(lambda start: [start]), st.lists(st.sampled_from(ENDS), max_size=2))
+marks = st.sampled_from(MARKS).map(lambda mark: [mark])
+
+
+@given(st.lists(words.map(lambda parts: [*parts[0], *parts[1]]) | marks, max_size=6))
+def test_a_sentence_made_of_pieces_is_cut_into_tokens_that_say_it(parts: list[list[str]]) -> None:
+    sentence = sentence_of([piece for part in parts for piece in part])
+    tokens = speller().tokens_of(sentence)
+    assert tokens is not None and END not in tokens
+    assert sentence_of([speller().pieces[token] for token in tokens]) == sentence
+
+
+def test_the_longest_known_piece_comes_first() -> None:
+    pieces = ("cab", "##ab", "'", "b", "##bca")
+    assert speller().tokens_of("Cabab' BBCA") == [speller().pieces.index(piece) for piece in pieces]
+
+
+def test_words_are_cut_as_the_text_encoder_cuts_them() -> None:
+    encoder = AutoTokenizer.from_pretrained("assets/weights/text-encoder-lite")
+    pieces = encoder.convert_ids_to_tokens(list(range(len(encoder))))
+    for sentence in ("a didgeridoo", "An African buffalo's horn", "a piñata (old)", "a 45° turn, i.e. half of 90°"):
+        assert [pieces[token] for token in tokenizer_of(pieces).encode(sentence).ids] == encoder.tokenize(sentence)
+
+
+def test_words_are_without_articles_and_marks() -> None:
+    assert words_of("A red-hot apple, the 2nd") == ["red", "hot", "apple", "2nd"]
+
+
 # --------------------------------------------------------------------------------------------------------- captioner
 
 
@@ -172,9 +227,13 @@ def test_nearest_concepts_come_in_order_with_their_cosines() -> None:
 
 
 def test_a_confidence_below_the_threshold_is_not_sure() -> None:
-    model = tiny()
-    for described in model.describe(list(units(20))):
-        assert described.sure == (described.confidence >= TINY.sure)
+    vectors = [vector for vector in units(20) if words_of(searched(vector)[0])]
+    sentences, confidences = zip(*map(searched, vectors), strict=True)
+    threshold = median(confidences) + 1e-4
+    descriptions = tiny((" ".join(sentences),), sure=threshold).describe(vectors)  # one concept, which always agrees
+    assert {described.sure for described in descriptions} == {True, False}
+    for described in descriptions:
+        assert described.sure == (described.confidence >= threshold)
 
 
 def test_a_captioner_comes_back_from_disk(tmp_path: Path) -> None:
@@ -182,7 +241,7 @@ def test_a_captioner_comes_back_from_disk(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     loaded = load_captioner(tmp_path)
     assert isinstance(loaded, Captioner) and loaded.config == TINY and not loaded.training
-    assert loaded.pieces == PIECES and loaded.names == NAMES and loaded.concepts.dtype == torch.float16
+    assert loaded.pieces == PIECES and loaded.sentences == SENTENCES and loaded.concepts.dtype == torch.float16
     for before, after in zip(model.describe(vectors), loaded.describe(vectors), strict=True):
         assert before.sentence == after.sentence and before.nearest == after.nearest
         assert before.confidence == pytest.approx(after.confidence, rel=1e-2)
@@ -199,12 +258,11 @@ def test_other_vectors_are_refused(broken: Tensor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "names", "width"),
-    [((), NAMES, 8), (("a", END_PIECE), NAMES, 8), (PIECES, NAMES[:2], 8), (PIECES, NAMES, 7)],
+    ("pieces", "count", "width"), [((), 3, 8), (("a", END_PIECE), 3, 8), (PIECES, 2, 8), (PIECES, 3, 7), (PIECES, 0, 8)]
 )
-def test_parts_that_do_not_fit_are_refused(pieces: tuple[str, ...], names: tuple[str, ...], width: int) -> None:
+def test_parts_that_do_not_fit_are_refused(pieces: tuple[str, ...], count: int, width: int) -> None:
     with pytest.raises(ValueError, match="do not fit together"):
-        Captioner(TINY, pieces, names, units(3, width))
+        Captioner(TINY, pieces, SENTENCES[:count], units(min(count, 1) * 3, width))
 
 
 @pytest.mark.parametrize("values", [{"model_type": "bert"}, {"_class_name": "MeanShift", "width": 8}, {}])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,15 +34,17 @@ from tests.tiny_sounds import WIDTH, Backbone, clip, picture
 from training.sound_text import audio_config
 
 DESCRIBE = Describe()
-PIECES = (END_PIECE, "a", "the", "red", "blue", "dog", "bell", "apple", "rain", "barking", "ring", "##ing")
+WORDS = ("big", "loud", "red", "blue", "dog", "bell", "apple", "rain", "barking", "ring", "song")
 NAMES = ("apple", "bell", "dog", "rain", "drum", "car", "cat", "bird")
+SENTENCES = tuple(name if name == "rain" else f"a {name}" for name in NAMES)
+AGREEING, DENYING = (" ".join(WORDS),), ("a drum",)  # the one concept's sentence: every word that is said, and none
 SIGHT, HEARING = {"picture-text", "picture-captioner"}, {"sound-text", "sound-captioner"}
 SAMPLES = 65_536
 
 
-def captioner(sure: float, width: int = WIDTH) -> Captioner:
+def captioner(sure: float, width: int = WIDTH, sentences: Sequence[str] = SENTENCES) -> Captioner:
     config = CaptionerConfig(width=width, hidden=16, layers=1, heads=2, prefix=2, tokens=4, dropout=0.0, sure=sure)
-    model = Captioner(config, PIECES, NAMES, F.normalize(torch.randn(len(NAMES), width), dim=1))
+    model = Captioner(config, (END_PIECE, *WORDS), sentences, F.normalize(torch.randn(len(sentences), width), dim=1))
     with torch.no_grad():
         model.prefix.weight.mul_(10)  # untrained spaces put everything in one place: every difference must count
         model.decoder.get_input_embeddings().weight.mul_(30)
@@ -55,14 +57,16 @@ def picture_text() -> PictureText:
     return PictureText(PictureTextConfig(width=WIDTH, hidden=32), backbone, names)
 
 
-def manager_with(folder: Path, sure: float = 0.0, see: Callable[[], nn.Module] | None = None) -> ModelManager:
+def manager_with(
+    folder: Path, sure: float = 0.0, see: Callable[[], nn.Module] | None = None, sentences: Sequence[str] = SENTENCES
+) -> ModelManager:
     models: dict[str, Callable[[], nn.Module]] = {
         "picture-text": picture_text,
-        "picture-captioner": see or (lambda: captioner(sure)),
+        "picture-captioner": see or (lambda: captioner(sure, sentences=sentences)),
         "sound-text": lambda: SoundText(
             ClapAudioConfig.from_dict({**audio_config().to_dict(), "projection_dim": WIDTH}), LITE_MEL
         ),
-        "sound-captioner": lambda: captioner(sure),
+        "sound-captioner": lambda: captioner(sure, sentences=sentences),
     }
 
     def load(index: int, build: Callable[[], nn.Module]) -> nn.Module:
@@ -135,11 +139,21 @@ def test_the_number_of_concepts_is_that_asked_for(manager: ModelManager) -> None
     assert "Nearest" not in lines(manager, picture(0), nearest=0)[1]
 
 
-def test_what_is_unsure_is_said_with_perhaps(tmp_path: Path, manager: ModelManager) -> None:
-    unsure = manager_with(tmp_path, sure=1.1)
+def test_what_is_unsure_or_denied_by_concepts_nearby_is_said_with_perhaps(tmp_path: Path) -> None:
+    sure = manager_with(tmp_path, sentences=AGREEING)
+    for perhaps in (manager_with(tmp_path, 1.1, sentences=AGREEING), manager_with(tmp_path, sentences=DENYING)):
+        for shown in (picture(0), tone(440)):
+            sentence, details = lines(sure, shown, nearest=0)
+            assert set(sentence.split()) <= set(WORDS)
+            assert lines(perhaps, shown, nearest=0) == [f"Perhaps {sentence}", details]
+
+
+def test_what_is_denied_by_concepts_nearby_gives_way_to_the_nearest_of_them(tmp_path: Path) -> None:
+    agreeing = manager_with(tmp_path, sentences=AGREEING)
     for shown in (picture(0), tone(440)):
-        sure_words, unsure_words = lines(manager, shown), lines(unsure, shown)
-        assert unsure_words == [f"Perhaps {sure_words[0]}", sure_words[1]]
+        said = lines(agreeing, shown)[0].split()
+        other = next(word for word in WORDS if word not in said)
+        assert lines(manager_with(tmp_path, sentences=(other,)), shown)[0] == f"Perhaps {other}"
 
 
 def test_different_things_have_different_details(manager: ModelManager) -> None:
@@ -158,8 +172,9 @@ def test_a_clip_of_one_picture_is_that_picture(manager: ModelManager) -> None:
 def test_a_clip_with_sound_has_a_second_sentence(manager: ModelManager) -> None:
     sound = tone(440)
     shown = replace(clip(), audio=sound)
-    seen, heard = lines(manager, clip()), lines(manager, sound)
-    assert lines(manager, shown) == [f"{seen[0]}. It sounds like {heard[0]}.", f"Seen: {seen[1]}", f"Heard: {heard[1]}"]
+    (sight, seen), (hearing, heard) = lines(manager, clip()), lines(manager, sound)
+    hearing = hearing.replace("Perhaps", "perhaps")
+    assert lines(manager, shown) == [f"{sight}. It sounds like {hearing}.", f"Seen: {seen}", f"Heard: {heard}"]
 
 
 def test_a_silent_track_is_no_sound(manager: ModelManager) -> None:
