@@ -30,7 +30,8 @@ from pipelines.formats.image import (
     is_picture,
 )
 from pipelines.formats.mesh import decode_mesh, encode_mesh
-from pipelines.formats.scan import decode_scan, encode_scan
+from pipelines.formats.scans.artifact import decode_scan, encode_scan
+from pipelines.formats.scans.files import UNKNOWN
 from pipelines.formats.video import decode_video, encode_video
 
 __all__ = [
@@ -47,6 +48,7 @@ __all__ = [
     "known_media",
     "load_artifact",
     "medium_of_suffix",
+    "suffixes_of",
 ]
 
 MAX_CHARACTERS = 1_000_000
@@ -243,10 +245,13 @@ class Mesh(Artifact):
 
 @dataclass(frozen=True, eq=False)
 class BrainScan(Artifact):
-    """``values``: float32, 1 to 4 axes (voxels, or X Y Z and time); ``space``: what they index; ``subject``: whose.
+    """``values``: float32, 1 to 4 axes (voxels, trials and voxels, or X Y Z and trials); ``space``: what they index;
+    ``subject``: whose; ``units``: "percent signal change", the same "x 300", "z-scored" or "unknown".
 
     All formats are lossless; a NIfTI file holds at most 32767 values along an axis. Loading a scan of another program
-    gives ``"unknown"`` for what its file does not say.
+    gives ``"unknown"`` for what its file does not say, and the numbers as they are stored. It also reads NumPy arrays,
+    volumes in MGH, CIFTI-2 (the cortex), and the first 64 trials of NSD's HDF5. Betas with their mask, and two
+    hemispheres, are read by :func:`pipelines.formats.scans.betas.read_betas`.
     """
 
     medium = "scan"
@@ -255,20 +260,21 @@ class BrainScan(Artifact):
     values: np.ndarray
     space: str
     subject: str
+    units: str = UNKNOWN
 
     def __post_init__(self) -> None:
         set_array(self, "values", np.float32, (None,) * max(1, min(4, np.ndim(self.values))))
 
     def content_hash(self) -> str:
-        return digest(self.medium, self.values, self.space, self.subject)
+        return digest(self.medium, self.values, self.space, self.subject, self.units)
 
     def encode(self, suffix: str) -> bytes:
-        return encode_scan(self.values, self.space, self.subject, suffix, self.note())
+        return encode_scan(self.values, self.space, self.subject, self.units, suffix, self.note())
 
     @classmethod
     def decode(cls, data: bytes, suffix: str) -> Self:
-        values, space, subject, note = decode_scan(data, suffix)
-        return cls(values, space, subject, provenance=provenance_of(note))
+        values, space, subject, units, note = decode_scan(data)
+        return cls(values, space, subject, units, provenance=provenance_of(note))
 
 
 MEDIA: tuple[type[Artifact], ...] = (Text, Image, Audio, Video, Mesh, BrainScan)
@@ -286,6 +292,11 @@ def medium_of_suffix(suffix: str) -> str:
     Raises :class:`UserError` for a suffix of no medium.
     """
     return _kinds_of_suffix(suffix.lower())[0].medium
+
+
+def suffixes_of(medium: str) -> tuple[str, ...]:
+    """How the names of all files end that :func:`load_artifact` reads as this medium."""
+    return tuple(end for end in _readable() if any(kind.medium == medium for kind in _kinds_of_suffix(end)))
 
 
 def load_artifact(path: Path | str, medium: str | None = None) -> Artifact:
@@ -315,6 +326,7 @@ _READ: dict[str, tuple[type[Artifact], ...]] = {
     **dict.fromkeys((".jfif", ".bmp", ".tif", ".tiff", ".avif"), (Image,)),
     **dict.fromkeys((".mp3", ".m4a", ".aac", ".opus"), (Audio,)),
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"), (Video, Audio)),
+    **dict.fromkeys((".npy", ".hdf5", ".h5", ".gii", ".mgh", ".mgz"), (BrainScan,)),
 }
 
 

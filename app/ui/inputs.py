@@ -13,7 +13,7 @@ from gradio.components import Component
 
 from models.errors import UserError
 from pipelines.base import Pipeline
-from pipelines.media import Artifact, BrainScan, Text, load_artifact
+from pipelines.media import Artifact, BrainScan, Text, load_artifact, suffixes_of
 
 WORDS = {
     "text": "Prompt",
@@ -61,7 +61,7 @@ def component_for(medium: str, label: str) -> Component:
             return gr.Video(height=240, **common)
         case "mesh":
             return gr.Model3D(height=240, **common)
-    return gr.File(file_types=list(BrainScan.suffixes) if medium == BrainScan.medium else None, **common)
+    return gr.File(file_types=list(suffixes_of(medium)) if medium == BrainScan.medium else None, **common)
 
 
 def _as_attached(payload: Any) -> str | None:

@@ -1,1 +1,1 @@
-"""The file formats of the media: arrays to bytes and back, one module a medium. Limits are checked before decoding."""
+"""The file formats of the media: arrays to bytes and back, one module or package each. Limits come before decoding."""

@@ -1,0 +1,64 @@
+"""The files of :class:`pipelines.media.BrainScan`: NIfTI-1 and NumPy to write, and every single file to read."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import math
+from typing import NamedTuple
+
+import nibabel
+import numpy as np
+
+from models.errors import UserError
+from pipelines.formats.scans.files import MAP, MAX_TRIALS, MAX_VALUES, UNKNOWN, Label
+from pipelines.formats.scans.roles import lone_hemisphere, lone_mask, looks_like_mask
+from pipelines.formats.scans.sniff import inspect
+from pipelines.formats.scans.volumes import COMMENT
+
+_MAX_AXIS = 32_767
+
+
+class Decoded(NamedTuple):
+    """Float32 ``values`` of 1 to 4 axes; "unknown" where the file does not say; ``note``: the embedded one."""
+
+    values: np.ndarray
+    space: str
+    subject: str
+    units: str
+    note: str | None
+
+
+def encode_scan(values: np.ndarray, space: str, subject: str, units: str, suffix: str, note: str | None) -> bytes:
+    """``values``: float32, 1 to 4 axes. The rest is JSON: in NIfTI a comment extension, in NumPy a text."""
+    label = json.dumps({"space": space, "subject": subject, "units": units, "provenance": note})
+    if suffix == ".npz":
+        file = io.BytesIO()
+        np.savez_compressed(file, values=values, label=label)
+        return file.getvalue()
+    if max(values.shape) > _MAX_AXIS:
+        raise UserError(f"A NIfTI file has at most {_MAX_AXIS} values along an axis.", "Save the scan as .npz.")
+    scan = nibabel.Nifti1Image(values, np.eye(4))
+    scan.header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, label.encode()))
+    data = scan.to_bytes()
+    return gzip.compress(data, mtime=0) if suffix == ".nii.gz" else data
+
+
+def decode_scan(data: bytes) -> Decoded:
+    """Any file that is a scan by itself, whatever its name: of NSD's HDF5 the first 64 trials, of others all.
+
+    Raises :class:`ScanError` also for one hemisphere or a mask alone.
+    """
+    scan = inspect(io.BytesIO(data))
+    if scan.layout == "hemisphere":
+        raise lone_hemisphere(scan)
+    stop = scan.trials
+    if scan.format == "HDF5":
+        stop = max(1, min(MAX_TRIALS, MAX_VALUES // (math.prod(scan.shape) // scan.trials)))
+    values = scan.values(scan.stored(0, stop))
+    label = scan.label
+    if scan.layout == "volume" and label == Label() and looks_like_mask(values):
+        raise lone_mask()
+    space = MAP if label.space == UNKNOWN and scan.layout == "map" else label.space
+    return Decoded(values, space, label.subject, label.units, label.note)
