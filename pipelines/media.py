@@ -31,7 +31,7 @@ from pipelines.formats.image import (
 )
 from pipelines.formats.mesh import decode_mesh, encode_mesh
 from pipelines.formats.scans.artifact import decode_scan, encode_scan
-from pipelines.formats.scans.files import UNKNOWN
+from pipelines.formats.scans.files import UNKNOWN, UPLOADED
 from pipelines.formats.video import decode_video, encode_video
 
 __all__ = [
@@ -246,7 +246,8 @@ class Mesh(Artifact):
 @dataclass(frozen=True, eq=False)
 class BrainScan(Artifact):
     """``values``: float32, 1 to 4 axes (voxels, trials and voxels, or X Y Z and trials); ``space``: what they index;
-    ``subject``: whose; ``units``: "percent signal change", the same "x 300", "z-scored" or "unknown".
+    ``subject``: whose; ``units``: "percent signal change", the same "x 300", "z-scored" or "unknown"; ``origin``:
+    "simulated", "measured" or "uploaded", which says neither.
 
     All formats are lossless; a NIfTI file holds at most 32767 values along an axis. Loading a scan of another program
     gives ``"unknown"`` for what its file does not say, and the numbers as they are stored. It also reads NumPy arrays,
@@ -261,20 +262,22 @@ class BrainScan(Artifact):
     space: str
     subject: str
     units: str = UNKNOWN
+    origin: str = UPLOADED
 
     def __post_init__(self) -> None:
         set_array(self, "values", np.float32, (None,) * max(1, min(4, np.ndim(self.values))))
 
     def content_hash(self) -> str:
-        return digest(self.medium, self.values, self.space, self.subject, self.units)
+        return digest(self.medium, self.values, self.space, self.subject, self.units, self.origin)
 
     def encode(self, suffix: str) -> bytes:
-        return encode_scan(self.values, self.space, self.subject, self.units, suffix, self.note())
+        said = {name: getattr(self, name) for name in ("space", "subject", "units", "origin")}
+        return encode_scan(self.values, said | {"provenance": self.note()}, suffix)
 
     @classmethod
     def decode(cls, data: bytes, suffix: str) -> Self:
-        values, space, subject, units, note = decode_scan(data)
-        return cls(values, space, subject, units, provenance=provenance_of(note))
+        values, space, subject, units, origin, note = decode_scan(data)
+        return cls(values, space, subject, units, origin, provenance=provenance_of(note))
 
 
 MEDIA: tuple[type[Artifact], ...] = (Text, Image, Audio, Video, Mesh, BrainScan)

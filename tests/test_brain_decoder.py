@@ -23,7 +23,7 @@ from models.errors import UserError
 from models.nets import brain_fitting
 from models.nets.brain_decoder import BrainDecoder, BrainDecoderConfig, Decoded, load_brain_decoder
 from models.nets.brain_fitting import Pairs, by_picture, contrastive_loss, fit_adapter, mix, soft_shares, solve_linear
-from tests.tiny_brains import TEST, tiny_world
+from tests.tiny_brains import TEST, VALIDATION, tiny_world
 from training import brain_decoder, brain_simulator, bridges, loop, picture_text
 from training.brain_decoder import (
     Recording,
@@ -297,16 +297,19 @@ def test_the_world_is_made_of_the_picture_tables(workplace: Path) -> None:
     world = load_world(workplace)
     assert world.semantic.shape == (10, 256) and world.low_level.shape == (10, 8, 8, 8)
     assert world.features.semantic.shape == (10, 64) and world.features.grid.shape == (10, 448)
-    assert not set(world.training) & set(world.test)
-    concepts = [emoji[row]["caption"] for row in world.test if row < 8]
+    assert not set(world.training) & {*world.held_out["validation"], *world.held_out["test"]}
+    concepts = [emoji[row]["caption"] for row in world.held_out["validation"] if row < 8]
     assert {"agogo", "bell"} <= set(concepts) and len(set(concepts)) == len(concepts)
 
 
 def test_recordings_share_no_training_picture(world: World, workplace: Path) -> None:
     one, two = record(world, "S1"), record(world, "S2")
     assert len(one.image_ids) == TRIALS and one.values.shape == (TRIALS, V)
-    assert not set(one.image_ids) & set(two.image_ids) and not set(one.image_ids) & set(world.test)
-    assert {count: tuple(values.shape) for count, values in one.tests.items()} == {1: (TEST, V), 3: (TEST, V)}
+    assert not set(one.image_ids) & set(two.image_ids)
+    for part, count in {"validation": VALIDATION, "test": TEST}.items():
+        assert not set(one.image_ids) & set(world.held_out[part])
+        shapes = {repeats: tuple(values.shape) for repeats, values in one.held_out[part].items()}
+        assert shapes == {1: (count, V), 3: (count, V)}
     assert sorted(one.shuffled().image_ids) == sorted(one.image_ids)
 
 

@@ -2,9 +2,10 @@
 
     python -m training.brain_decoder --data FOLDER
 
-Seven subjects of the simulator (``sim-v1``) have each seen 1,300 training pictures once, no two the same, and 300
-held-out pictures, each of another concept, three times. Each subject's first layer is solved; all behind it is trained,
-with equally many trials of every subject in a step, by BiMixCo for the first 35 % of the steps and then by SoftCLIP.
+Seven subjects of the simulator (``sim-v1``) have each seen 1,300 training pictures once, no two the same, and 600
+held-out pictures, each of another concept, three times: 300 to validate with while it trains, and 300 to test in the
+end. Each subject's first layer is solved; all behind it is trained, with equally many trials of every subject in a
+step, by BiMixCo for the first 35 % of the steps and then by SoftCLIP.
 The eighth subject gets an adapter to the finished, frozen core. Needs ``picture-text-lite`` and ``autoencoder-lite``.
 """
 
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -57,8 +59,10 @@ SEED, STEPS, BATCH = 71, 500, 32  # trials of each subject in a step
 NAME = "brain-decoder"
 WEIGHTS = Path("assets/weights")
 SUBJECTS, NEW_SUBJECT = tuple(VOXELS)[:-1], tuple(VOXELS)[-1]
-TRAINING_IMAGES, TEST_IMAGES, TEST_REPEATS = 1300, 300, 3
-REPEATS = (1, TEST_REPEATS)
+TRAINING_IMAGES, HELD_OUT_IMAGES, HELD_OUT_REPEATS = 1300, 300, 3
+REPEATS = (1, HELD_OUT_REPEATS)
+Part = Literal["validation", "test"]
+PARTS: tuple[Part, ...] = ("validation", "test")
 MIXED = 0.35  # of the steps
 FEW_TRIALS = (50, 150, 300, 750)
 RATE, WEIGHT_DECAY = 3e-4, 0.1  # at 1e-3 scans are learnt by heart: top-1 fell from 60 to 52 % in 800 steps
@@ -68,7 +72,7 @@ RATE, WEIGHT_DECAY = 3e-4, 0.1  # at 1e-3 scans are learnt by heart: top-1 fell 
 
 @dataclass(frozen=True)
 class World:
-    """All pictures, (N, ...): what brains answer to, and the targets; ``training`` rows, ``test`` rows.
+    """All pictures, (N, ...): what brains answer to, and the targets; ``training`` rows, rows ``held_out`` of training.
 
     ``means`` are of the training pictures.
     """
@@ -77,22 +81,27 @@ class World:
     semantic: Tensor
     low_level: Tensor
     training: np.ndarray
-    test: np.ndarray
+    held_out: dict[Part, np.ndarray]
     means: Means
 
 
-def make_world(vectors: Tensor, latents: Tensor, pixels: np.ndarray, training: np.ndarray, test: np.ndarray) -> World:
+def make_world(
+    vectors: Tensor, latents: Tensor, pixels: np.ndarray, training: np.ndarray, held_out: dict[Part, np.ndarray]
+) -> World:
     """From CLIP-lite vectors (N, 256), latents (N, 8, 8, 8) and pictures (N, H, W, 3) uint8."""
     means = Means(vectors[training].mean(0), latents[training].mean(0))
-    return World(make_features(vectors, pixels, training), vectors, latents, training, test, means)
+    return World(make_features(vectors, pixels, training), vectors, latents, training, held_out, means)
 
 
-def held_out_rows(pictures: Pictures) -> np.ndarray:
-    """Held-out pictures, no two of one concept."""
+def held_out_rows(pictures: Pictures) -> dict[Part, np.ndarray]:
+    """Held-out pictures for either part, no two of one concept."""
     held_out = pictures.select("heldout-pair", "heldout-concept")
     order = np.random.default_rng(SEED).permutation(len(held_out))
     first = {held_out[index].concept: held_out[index].row for index in reversed(order)}
-    return np.sort(np.random.default_rng(SEED).permutation(sorted(first.values()))[:TEST_IMAGES])
+    chosen = np.random.default_rng(SEED).permutation(sorted(first.values()))
+    of_parts = [chosen[index * HELD_OUT_IMAGES : (index + 1) * HELD_OUT_IMAGES] for index in range(len(PARTS))]
+    # The first 300 are those that rates and steps were chosen on: they stay for validation.
+    return {part: np.sort(rows) for part, rows in zip(PARTS, of_parts, strict=True)}
 
 
 def reduced_latents(pictures: Pictures, weights: Path) -> Tensor:
@@ -121,14 +130,14 @@ def load_world(folder: Path) -> World:
 
 @dataclass(frozen=True)
 class Recording:
-    """A subject's training trials (``values`` (T, V) z-scored, ``image_ids`` (T,)), and what they said of the test
-    pictures, by the number of repeats that were averaged."""
+    """A subject's training trials (``values`` (T, V) z-scored, ``image_ids`` (T,)), and what they said of held-out
+    pictures: of each part, by the number of repeats that were averaged."""
 
     subject: Subject
     trials: Trials
     values: Tensor
     image_ids: np.ndarray
-    tests: dict[int, Tensor]
+    held_out: dict[Part, dict[int, Tensor]]
 
     def pairs(self, world: World) -> Pairs:
         return Pairs(self.values, world.semantic[self.image_ids], world.low_level[self.image_ids])
@@ -140,7 +149,7 @@ class Recording:
 
 
 def record(world: World, name: str) -> Recording:
-    """Training pictures once, no two subjects the same; test pictures three times, in the same sessions.
+    """Training pictures once, no two subjects the same; held-out pictures three times, in the same sessions.
 
     Sessions are z-scored by their training trials.
     """
@@ -148,13 +157,17 @@ def record(world: World, name: str) -> Recording:
     shuffled = np.random.default_rng(SEED).permutation(world.training)
     first = list(VOXELS).index(name) * TRAINING_IMAGES
     own = shuffled[first : first + TRAINING_IMAGES]
-    repeats = np.repeat([1, TEST_REPEATS], [len(own), len(world.test)])
-    trials = simulate(subject, world.features, np.concatenate([own, world.test]), repeats, SEED)
+    others = np.concatenate(list(world.held_out.values()))
+    repeats = np.repeat([1, HELD_OUT_REPEATS], [len(own), len(others)])
+    trials = simulate(subject, world.features, np.concatenate([own, others]), repeats, SEED)
     learnt = np.isin(trials.image_id, own)
     values = normalised(trials, learnt)
-    tests = {count: torch.from_numpy(averaged(trials, values, world.test, count)) for count in REPEATS}
+    held_out = {
+        part: {count: torch.from_numpy(averaged(trials, values, rows, count)) for count in REPEATS}
+        for part, rows in world.held_out.items()
+    }
     kept = trials.select(learnt)
-    return Recording(subject, kept, torch.from_numpy(values[learnt]), kept.image_id, tests)
+    return Recording(subject, kept, torch.from_numpy(values[learnt]), kept.image_id, held_out)
 
 
 def untrained(recordings: Sequence[Recording], world: World) -> BrainDecoder:
@@ -209,7 +222,7 @@ def train_decoder(world: World, recordings: Sequence[Recording], steps: int) -> 
     solved = {r.subject.name: solve_linear(decoder, r.subject.name, r.pairs(world)) for r in recordings}
 
     def evaluate(_: int) -> Metrics:
-        found = [score(world, recording, decoding(decoder, recording)) for recording in recordings]
+        found = [score(world, recording, decoding(decoder, recording), "validation") for recording in recordings]
         return {key: float(np.mean([row[key] for row in found])) for key in found[0]}
 
     weights = train(
@@ -239,11 +252,12 @@ def decoding(decoder: BrainDecoder, recording: Recording) -> Decode:
     return partial(decoder.decode, recording.subject.name)
 
 
-def score(world: World, recording: Recording, decode: Decode) -> Row:
-    """:func:`measure` on the test pictures, with one and with three repeats: ``top1_of_1`` to ``low_level_r_of_3``."""
-    semantic, low_level = world.semantic[world.test], world.low_level[world.test]
+def score(world: World, recording: Recording, decode: Decode, part: Part = "test") -> Row:
+    """:func:`measure` on held-out pictures, with one and with three repeats: ``top1_of_1`` to ``low_level_r_of_3``."""
+    rows = world.held_out[part]
+    semantic, low_level = world.semantic[rows], world.low_level[rows]
     row: Row = {}
-    for repeats, values in recording.tests.items():
+    for repeats, values in recording.held_out[part].items():
         found = measure(decode(values), semantic, low_level, world.means)
         row |= {f"{key}_of_{repeats}": value for key, value in found.items()}
     return row
@@ -254,11 +268,12 @@ def compare(world: World, recordings: Sequence[Recording], decoder: BrainDecoder
     mean noise ceiling of the voxels."""
     rows: dict[str, dict[str, Row]] = {}
     # Not the next row of the table, which is often of the same kind.
-    order = np.random.default_rng(SEED).permutation(len(world.test))
+    order = np.random.default_rng(SEED).permutation(len(world.held_out["test"]))
     others = np.empty_like(order)
     others[order] = np.roll(order, 1)
     for recording in recordings:
-        mismatched = replace(recording, tests={count: values[others] for count, values in recording.tests.items()})
+        swapped = {count: values[others] for count, values in recording.held_out["test"].items()}
+        mismatched = replace(recording, held_out={"test": swapped})
         ridge = Ridge(recording.pairs(world), torch.from_numpy(recording.image_ids))
         ceilings = {f"ceiling_of_{count}": float(recording.subject.noise_ceiling(count).mean()) for count in REPEATS}
         rows[recording.subject.name] = {
@@ -312,7 +327,7 @@ def main() -> None:
     recordings = [record(world, name) for name in SUBJECTS]
     decoder = train_decoder(world, recordings, arguments.steps)
     rows = compare(world, recordings, decoder)
-    write_rows("comparison", {**rows, "chance": {"guess": chance(len(world.test))}})
+    write_rows("comparison", {**rows, "chance": {"guess": chance(len(world.held_out["test"]))}})
     for name, ways in rows.items():
         for way, row in ways.items():
             print(f"{name} {way}: " + " ".join(f"{key} {value:.3f}" for key, value in row.items()), flush=True)

@@ -26,6 +26,8 @@ from models.nets.attention import attention
 from models.nets.variational_encoder import TextVariationalEncoder
 from models.packing import pack_int8, unpack_int8
 
+FAINT = 0.7  # of a picture's latents: what the mean of the lite model's source latents was trained to be
+
 
 @dataclass(frozen=True)
 class StageConfig:

@@ -44,17 +44,24 @@ class Painter:
         return cls(encoder, flow, autoencoder, runtime)
 
     def sources(self, prompt: str, style: str | None, seeds: Sequence[int]) -> tuple[Tensor, bool]:
-        """One z0 per seed, (len(seeds), C, H, W), and whether the prompt was cut.
+        """One z0 per seed, (len(seeds), C, H, W), and whether the prompt was cut."""
+        mean, log_variance, cut = self.encode(prompt, style)
+        return self.drawn(mean, log_variance, seeds), cut
 
-        The noise is drawn on the CPU, one generator a picture, so that it depends neither on device nor on batch.
-        """
+    def encode(self, prompt: str, style: str | None) -> tuple[Tensor, Tensor, bool]:
+        """Mean and logarithm of the variance of z0, (1, C, H, W) float32, and whether the prompt was cut."""
         device = self.runtime.models.device
         caption, cut = fitted(prompt, style, self.encoder, self.flow)
         with precision(self.runtime.models):
             encoded = self.encoder.encode([caption], self.flow.config.tokens)
             mean, log_variance = self.flow.encode_text(encoded.states.to(device), encoded.mask.to(device))
+        return mean.float(), log_variance.float(), cut
+
+    def drawn(self, mean: Tensor, log_variance: Tensor, seeds: Sequence[int]) -> Tensor:
+        """One z0 per seed. The noise is drawn on the CPU, one generator a picture, so that it depends neither on
+        device nor on batch."""
         noise = torch.stack([torch.randn(mean.shape[1:], generator=torch.Generator().manual_seed(s)) for s in seeds])
-        return fm.sample_source(mean.float(), log_variance.float(), noise.to(device)), cut
+        return fm.sample_source(mean, log_variance, noise.to(mean.device))
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """Latents (B, C, h, w) -> (B, H, W, 3) uint8."""

@@ -14,7 +14,9 @@ import numpy as np
 
 from pipelines.formats.scans.files import (
     MAP_SHAPE,
+    MEASURED,
     RAW,
+    SIMULATED,
     Label,
     Layout,
     ScanError,
@@ -85,7 +87,7 @@ def _label(texts: dict[str, str], dtype: np.dtype) -> Label:
     if "label" in texts:
         return parse_label(texts["label"])
     known: dict[str, Any] = {"subject": texts["subject"]} if "subject" in texts else {}
-    if texts.get("provenance") in ("simulated", "measured"):
+    if texts.get("provenance") in (SIMULATED, MEASURED):
         known["origin"] = texts["provenance"]
     if "simulator" in texts and dtype.kind == "i" and dtype.itemsize == 2:
         known["units"] = RAW

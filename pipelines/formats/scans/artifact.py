@@ -21,26 +21,28 @@ _MAX_AXIS = 32_767
 
 
 class Decoded(NamedTuple):
-    """Float32 ``values`` of 1 to 4 axes; "unknown" where the file does not say; ``note``: the embedded one."""
+    """Float32 ``values`` of 1 to 4 axes; "unknown" where the file does not say, and "uploaded" for the ``origin``;
+    ``note``: the embedded one."""
 
     values: np.ndarray
     space: str
     subject: str
     units: str
+    origin: str
     note: str | None
 
 
-def encode_scan(values: np.ndarray, space: str, subject: str, units: str, suffix: str, note: str | None) -> bytes:
-    """``values``: float32, 1 to 4 axes. The rest is JSON: in NIfTI a comment extension, in NumPy a text."""
-    label = json.dumps({"space": space, "subject": subject, "units": units, "provenance": note})
+def encode_scan(values: np.ndarray, label: dict[str, str | None], suffix: str) -> bytes:
+    """``values``: float32, 1 to 4 axes. The ``label`` is JSON: in NIfTI a comment extension, in NumPy a text."""
+    text = json.dumps(label)
     if suffix == ".npz":
         file = io.BytesIO()
-        np.savez_compressed(file, values=values, label=label)
+        np.savez_compressed(file, values=values, label=text)
         return file.getvalue()
     if max(values.shape) > _MAX_AXIS:
         raise UserError(f"A NIfTI file has at most {_MAX_AXIS} values along an axis.", "Save the scan as .npz.")
     scan = nibabel.Nifti1Image(values, np.eye(4))
-    scan.header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, label.encode()))
+    scan.header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, text.encode()))
     data = scan.to_bytes()
     return gzip.compress(data, mtime=0) if suffix == ".nii.gz" else data
 
@@ -61,4 +63,4 @@ def decode_scan(data: bytes) -> Decoded:
     if scan.layout == "volume" and label == Label() and looks_like_mask(values):
         raise lone_mask()
     space = MAP if label.space == UNKNOWN and scan.layout == "map" else label.space
-    return Decoded(values, space, label.subject, label.units, label.note)
+    return Decoded(values, space, label.subject, label.units, label.origin, label.note)

@@ -25,11 +25,13 @@ MAX_VALUES = 64 * 2**20  # at once
 MAX_TRIALS = 64
 
 PERCENT, RAW, Z_SCORED, UNKNOWN = "percent signal change", "percent signal change x 300", "z-scored", "unknown"
+SIMULATED, MEASURED, UPLOADED = "simulated", "measured", "uploaded"
 MAP, MAP_SHAPE = "map", (1, 256, 256)
 # The vertices of one hemisphere of the surfaces that are known.
 VERTICES = {10_242: "fsaverage5", 40_962: "fsaverage6", 163_842: "fsaverage7", 32_492: "fs_LR 32k"}
 
 _STRIP_BYTES = 4 * 2**20
+_SAID = ("space", "subject", "units", "origin", "provenance")
 
 _logger = logging.getLogger(__name__)
 
@@ -55,7 +57,7 @@ class Label:
     subject: str = UNKNOWN
     units: str = UNKNOWN
     note: str | None = None
-    origin: str = "uploaded"
+    origin: str = UPLOADED
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +129,7 @@ def parse_label(text: str | bytes) -> Label:
         found = None
     if not isinstance(found, dict):
         return Label()
-    known = {key: value for key, value in found.items() if key in ("space", "subject", "units", "provenance")}
+    known = {key: value for key, value in found.items() if key in _SAID}
     texts = {key.replace("provenance", "note"): value for key, value in known.items() if isinstance(value, str)}
     return Label(**texts)
 

@@ -1,0 +1,191 @@
+"""fMRI decoding: from brain scans to a sentence and a picture guided by what was decoded.
+
+STTM's two parts (arXiv 2403.06361): a semantic vector, and how the picture looks from afar. The vector becomes words by
+the captioner of its space; the words' source latents are moved towards the coarse look, and CrossFlow flows on from
+there to a picture: it was trained on sources that are faint copies of pictures. Decoded features guide the picture; it
+is not what a person saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.errors import UserError
+from models.nets.crossflow import FAINT
+from pipelines.base import Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
+from pipelines.crossflow.pipeline import SamplingParams
+from pipelines.crossflow.sampling import MODELS, Painter
+from pipelines.describe.pipeline import in_words
+from pipelines.formats.scans.checks import SCALE
+from pipelines.formats.scans.files import RAW, SIMULATED, UNKNOWN, Z_SCORED
+from pipelines.media import Artifact, BrainScan, Image, Text
+
+if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere listing need not spend
+    from models.captioner import Captioner, Description
+    from models.nets.brain_decoder import BrainDecoder
+
+SHUFFLES = 1000  # of a scan's voxels, that its answer is compared with
+NEAREST = 5
+OF_SIMULATION = "Simulated brain data (sim-v1): computed from the picture, not measured in a person."
+OF_SIMULATED_SUBJECT = "Read as a simulated brain (sim-v1), the only kind that the decoder knows."
+GUIDED = "The picture is guided by decoded features; it is not what a person saw, and not for diagnosis."
+Units = Literal["as the scan says", "percent signal change", "percent signal change x 300", "z-scored"]
+
+
+class FMRIParams(SamplingParams):
+    num_images: int = Field(1, ge=1, le=16, description="Pictures to make at once, each from its own seed.")
+    trial: int = Field(
+        0, ge=0, le=100_000, description="Which trial of the scan; 0 takes all as repeats of one picture: their mean."
+    )
+    strength: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="How much of the decoded look to start from; 0 takes the decoded words alone.",
+    )
+    shuffled: bool = Field(False, description="Shuffle the voxels first, to see what comes of a scan of nothing.")
+    subject: str = Field("", max_length=40, description="Whose brain; by the number of voxels if empty.")
+    units: Units = Field("as the scan says", description="What the scan's numbers are, if it does not say.")
+
+
+class FMRI(Pipeline):
+    name = "fmri"
+    title = "Picture from a brain scan"
+    summary = "Show what a brain answered to a picture, and see and read what was decoded of it."
+    routes = (Route(("scan",), "image"), Route(("scan",), "text"))
+    params_type = FMRIParams
+    models: ClassVar[tuple[str, ...]] = ("brain-decoder", "picture-captioner", *MODELS)
+
+    def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
+        return (cast(FMRIParams, params).num_images,)
+
+    def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
+        params = cast(FMRIParams, params)
+        return float(params.num_images * params.num_inference_steps)
+
+    def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+        params = cast(FMRIParams, params)
+        scans = [_scan(item) for item in inputs]
+        yield Progress(0, params.num_inference_steps, "Loading models")
+        for item, scan in zip(inputs, scans, strict=True):
+            runtime.raise_if_cancelled()
+            reading = read(scan, params, runtime)
+            with ExitStack() as stack:
+                painter = Painter.lease(runtime, stack)
+                mean, log_variance, _ = painter.encode(reading.sentence, params.style)
+                mean = torch.lerp(mean, reading.look.to(mean), params.strength)
+                source = painter.drawn(mean, log_variance, params.seeds(params.num_images))
+                note = f"Painting {reading.sentence}"
+                pictures = yield from painter.paint(source, params.num_inference_steps, params.guidance_scale, note)
+            del painter  # its models may go now
+            for index, pixels in enumerate(pictures):
+                yield Produced(Image(pixels, provenance=provenance(self, item, params, runtime.models, index)))
+            made_by = provenance(self, item, params, runtime.models, params.num_images)
+            yield Produced(Text(reading.words, provenance=made_by))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """``sentence``: what was decoded, for the painter; ``look``: latents (1, C, H, W) that a picture like it may start
+    from; ``words``: all that is to be said of it."""
+
+    sentence: str
+    look: Tensor
+    words: str
+
+
+def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
+    """Decode the scan. Raises :class:`UserError` for one that no known brain fits, or whose units nobody says."""
+    with runtime.lease("brain-decoder") as decoder:
+        subject, values = _standardised(scan, params, decoder)
+        if params.shuffled:
+            values = values[:, torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(params.seed))]
+        decoded = decoder.decode(subject, values.to(runtime.models.device))
+        others = decoder.decode(subject, _shuffles(values[0]).to(runtime.models.device)).semantic
+    with runtime.lease("picture-captioner") as captioner:
+        if captioner.reads != "vectors":
+            raise UserError(
+                "The captioner of this profile reads pictures, and not what is decoded of a brain.",
+                "Take the lite profile's for 'picture-captioner'.",
+            )
+        with precision(runtime.models):
+            [described] = captioner.describe([decoded.semantic[0]], NEAREST)
+        share = _nearer(captioner, decoded.semantic, others)
+    look = FAINT * F.interpolate(decoded.low_level, scale_factor=2, mode="bilinear")
+    return Reading(described.sentence, look, _words(described, share, scan, subject, params))
+
+
+def _words(described: Description, share: float, scan: BrainScan, subject: str, params: FMRIParams) -> str:
+    trials = len(trials_of(scan))
+    of = f"mean of {trials} trials" if params.trial == 0 and trials > 1 else f"trial {max(1, params.trial)}"
+    lines = [
+        in_words(described, None),
+        f"{subject}, {of}; nearer to a concept than {100 * share:.0f} % of {SHUFFLES:,} scans of shuffled voxels.",
+        *(["Its own voxels were shuffled too: this is what comes of nothing."] if params.shuffled else []),
+        OF_SIMULATION if scan.origin == SIMULATED else OF_SIMULATED_SUBJECT,
+        GUIDED,
+    ]
+    return "\n".join(lines)
+
+
+def _scan(item: Sequence[Artifact]) -> BrainScan:
+    [given] = item
+    if not isinstance(given, BrainScan):
+        raise UserError(f"A brain scan is needed here, not {given.medium}.", "Attach one.")
+    return given
+
+
+def trials_of(scan: BrainScan) -> Tensor:
+    """(N, V) float32. Raises :class:`UserError` unless the scan is of voxels."""
+    values = torch.tensor(scan.values)
+    if values.ndim > 2:
+        raise UserError(
+            f"The scan has {values.ndim} axes, and the decoder reads voxels, or trials and voxels.",
+            "Apply the subject's mask to it first.",
+        )
+    return values[None] if values.ndim == 1 else values
+
+
+def _standardised(scan: BrainScan, params: FMRIParams, decoder: BrainDecoder) -> tuple[str, Tensor]:
+    """The subject, and the chosen trial or the mean of all, z-scored: (1, V)."""
+    values = trials_of(scan)
+    if params.trial > len(values):
+        raise UserError(
+            f"The scan has no trial {params.trial}, only {len(values)}.", "Choose one of them, or 0 for all."
+        )
+    if params.trial:
+        values = values[params.trial - 1 : params.trial]
+    named = params.subject.strip() or (scan.subject if scan.subject in decoder.subjects else "")
+    subject = named or decoder.recognise(values.shape[1])
+    units = scan.units if params.units == "as the scan says" else params.units
+    if units == UNKNOWN:
+        raise UserError(
+            "The scan does not say whether its numbers are percent signal change or z-scores.",
+            "Say it by 'units'.",
+        )
+    decoder.check(subject, values)
+    if units != Z_SCORED:
+        values = decoder.standardised(subject, values / SCALE if units == RAW else values)
+    return subject, values.mean(0, keepdim=True)
+
+
+def _shuffles(values: Tensor) -> Tensor:
+    """(V,) -> (SHUFFLES, V), the same for every scan of a subject."""
+    noise = torch.rand(SHUFFLES, len(values), generator=torch.Generator().manual_seed(0))
+    return values[noise.argsort(1)]
+
+
+def _nearer(captioner: Captioner, answer: Tensor, others: Tensor) -> float:
+    """The share of ``others`` (N, D) whose nearest concept is farther than that of ``answer`` (1, D)."""
+    with torch.autocast(answer.device.type, enabled=False):
+        concepts = captioner.concepts.float().T
+        best, rest = ((vectors.float() @ concepts).amax(1) for vectors in (answer, others))
+    return float((rest < best).float().mean())
