@@ -294,12 +294,13 @@ def averaged(trials: Trials, values: np.ndarray, image_ids: np.ndarray, repeats:
     return np.stack([values[(trials.image_id == image) & early].mean(0) for image in image_ids])
 
 
-def write_scan(path: Path, subject: Subject, trials: Trials, seed: int) -> None:
+def write_scan(path: Path, subject: Subject, trials: Trials, seed: int, among: Trials | None = None) -> None:
     """``.npz`` with the keys that uploads have, and what says that it is simulated; the same bytes every time.
 
-    ``mean`` and ``std`` (V,) are in percent signal change, of these trials.
+    ``mean`` and ``std`` (V,) are in percent signal change, of the trials ``among`` which these are: by those of a few
+    repeats of one picture nothing would be left of it. Without ``among`` they are of these trials.
     """
-    mean, deviation = statistics_of(trials.betas.astype(np.float32) / SCALE)
+    mean, deviation = statistics_of((among or trials).betas.astype(np.float32) / SCALE)
     np.savez_compressed(
         path,
         betas=trials.betas,
