@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -132,6 +133,7 @@ class Pipeline(ABC):
     params_type: ClassVar[type[Params]]
     models: ClassVar[tuple[str, ...]]
     examples: ClassVar[tuple[tuple[str, ...], ...]] = ()  # texts of the inputs, to click on
+    example_files: ClassVar[tuple[Path, ...]] = ()  # for the one input of the first route, to click on
     is_edit: ClassVar[bool] = False  # changes something by plain means, to more of its medium; no model
     uses_chance: ClassVar[bool] = True  # another seed gives another result
 

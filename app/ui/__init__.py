@@ -46,13 +46,14 @@ def build(studio: Studio) -> gr.Blocks:
 def launch(studio: Studio) -> None:
     """Serve the page until the process is told to end."""
     settings = studio.settings
+    examples = {str(path.parent) for pipeline in studio.registry for path in pipeline.example_files}
     build(studio).launch(
         server_name=settings.host,
         server_port=settings.port,
         theme=theme(),
         head=head(),
         favicon_path=HERE / "favicon.svg",
-        allowed_paths=[str(studio.library.folder.absolute() / "files")],
+        allowed_paths=[str(studio.library.folder.absolute() / "files"), *sorted(examples)],
         footer_links=["api", "settings"],
         max_file_size=f"{settings.max_upload_mb}mb",
         ssr_mode=False,

@@ -100,9 +100,12 @@ class PipelinePanel:
         self._roll = gr.Checkbox(uses_chance, label="New seed each time", interactive=True, visible=uses_chance)
 
     def _build_examples(self) -> None:
-        if not self.pipeline.examples:
+        if not self.pipeline.examples and not self.pipeline.example_files:
             return
         with gr.Row(elem_classes=["examples"]):
+            for path in self.pipeline.example_files:
+                chip = gr.Button(path.stem.replace("-", " "), size="sm", min_width=0, scale=0)
+                chip.click(lambda path=path: str(path), None, self._inputs[0][0], **LIGHT)
             for texts in self.pipeline.examples:
                 chip = gr.Button(" → ".join(texts), size="sm", min_width=0, scale=0)
                 values = json.dumps(texts if len(texts) > 1 else texts[0])

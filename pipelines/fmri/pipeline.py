@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
@@ -32,6 +33,7 @@ if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere l
     from models.captioner import Captioner, Description
     from models.nets.brain_decoder import BrainDecoder
 
+EXAMPLES = Path(__file__).parents[2] / "assets" / "examples" / "scans"
 SHUFFLES = 1000  # of a scan's voxels, that its answer is compared with
 NEAREST = 5
 OF_SIMULATION = "Simulated brain data (sim-v1): computed from the picture, not measured in a person."
@@ -63,6 +65,7 @@ class FMRI(Pipeline):
     routes = (Route(("scan",), "image"), Route(("scan",), "text"))
     params_type = FMRIParams
     models: ClassVar[tuple[str, ...]] = ("brain-decoder", "picture-captioner", *MODELS)
+    example_files = tuple(sorted(EXAMPLES.glob("*.npz")))
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         return (cast(FMRIParams, params).num_images,)
