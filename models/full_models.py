@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from models.full_sound_models import description_models
+from models.full_sound_models import description_models, sound_models, unpublished
+from models.lite_models import lite_models
 from models.request_models import LANGUAGE_MODEL_FILES, load_language_model
 from models.sources import Hub
 from models.spec import FLOAT32_BYTES, ModelSpec, imported_later
@@ -62,6 +64,9 @@ def full_models(pixels: Pixels) -> list[ModelSpec]:
             bytes=FLOAT32_BYTES * 83_653_863,
         ),
         *description_models(),
+        *sound_models(),
+        unpublished("brain-decoder", "training.brain_decoder", "models.nets.brain_decoder", "load_brain_decoder"),
+        replace(next(spec for spec in lite_models() if spec.key == "category-decoder"), profile="full"),
         ModelSpec(
             key="language-model",
             profile="full",

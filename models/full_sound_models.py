@@ -101,14 +101,11 @@ def description_models() -> list[ModelSpec]:
 
 
 def sound_models() -> list[ModelSpec]:
-    """The bridges between spaces, and what makes sounds of vectors."""
+    """The bridges from pictures to sounds, and what makes sounds of vectors."""
     return [
         _words_bridge("v2a-mapper", DRAWS),
         _words_bridge("v2a-regression", 0),
-        _unpublished("clipsonic-prior", "training.text_prior", "models.bridges", "load_bridge"),
-        _unpublished("clipsonic-mean-shift", "training.text_prior", "models.bridges", "load_bridge"),
         _of_audioldm("sound-generator", AUDIOLDM_GENERATOR, "models.sound_generator", 185_036_552),
-        _unpublished("clipsonic", "training.picture_sound", "models.sound_generator", "load_sound_generator"),
         _of_audioldm(
             "audio-autoencoder",
             AUDIOLDM(("config.json", "diffusion_pytorch_model.safetensors"), "vae"),
@@ -118,6 +115,15 @@ def sound_models() -> list[ModelSpec]:
         _of_audioldm(
             "vocoder", AUDIOLDM(("config.json", "model.safetensors"), "vocoder"), "models.nets.vocoder", 55_264_897
         ),
+    ]
+
+
+def clipsonic_models() -> list[ModelSpec]:
+    """What CLIPSonic has of its own."""
+    return [
+        unpublished("clipsonic-prior", "training.text_prior", "models.bridges", "load_bridge"),
+        unpublished("clipsonic-mean-shift", "training.text_prior", "models.bridges", "load_bridge"),
+        unpublished("clipsonic", "training.picture_sound", "models.sound_generator", "load_sound_generator"),
     ]
 
 
@@ -134,8 +140,8 @@ def _words_bridge(key: str, draws: int) -> ModelSpec:
     )
 
 
-def _unpublished(key: str, recipe: str, module: str, load: str) -> ModelSpec:
-    """Its size is not known either."""
+def unpublished(key: str, recipe: str, module: str, load: str) -> ModelSpec:
+    """A model that the user has to train by ``recipe``. Its size is not known either."""
     return ModelSpec(key, "full", Unpublished(key, recipe), imported_later(module, load), "that of your own weights", 0)
 
 

@@ -22,5 +22,12 @@ def lite_models() -> list[ModelSpec]:
         spec("sound-text", "models.published_spaces", "load_sound_space"),
         spec("picture-captioner", "models.captioner", "load_captioner"),
         spec("sound-captioner", "models.captioner", "load_captioner"),
+        spec("v2a-mapper", "models.bridges", "load_bridge"),
+        spec("v2a-regression", "models.bridges", "load_bridge"),
+        spec("sound-generator", "models.sound_generator", "load_sound_generator"),
+        spec("audio-autoencoder", "models.nets.audio_autoencoder", "load_audio_autoencoder"),
+        spec("vocoder", "models.nets.vocoder", "load_vocoder"),
+        spec("brain-decoder", "models.nets.brain_decoder", "load_brain_decoder"),
+        spec("category-decoder", "models.nets.category_decoder", "load_category_decoder"),
         small_language_model("language-model", "lite"),
     ]

@@ -24,6 +24,7 @@ from models.records import ModelRecord
 from pipelines.media import Artifact, Image, Provenance, Text
 
 MAX_SEED = 2**31 - 1
+EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
 ADVANCED: JsonDict = {"advanced": True}  # as a field's ``json_schema_extra``: its control is in the page's folded part
 
 
@@ -233,6 +234,9 @@ def installed_registry() -> Registry:
     from pipelines.crossflow.pipeline import CrossFlow, CrossFlowMorph
     from pipelines.describe.pipeline import Describe
     from pipelines.edits import EDITS
+    from pipelines.fmri.pipeline import FMRI
+    from pipelines.v2a_mapper.pipeline import V2AMapper
 
     third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
-    return Registry([CrossFlow(), CrossFlowMorph(), Describe(), *third_party, *(edit() for edit in EDITS)])
+    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), Describe(), FMRI()]
+    return Registry([*built_in, *third_party, *(edit() for edit in EDITS)])

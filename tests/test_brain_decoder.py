@@ -26,6 +26,7 @@ from models.nets.brain_fitting import Pairs, by_picture, contrastive_loss, fit_a
 from tests.tiny_brains import TEST, VALIDATION, tiny_world
 from training import brain_decoder, brain_simulator, bridges, loop, picture_text
 from training.brain_decoder import (
+    Part,
     Recording,
     World,
     compare,
@@ -306,7 +307,8 @@ def test_recordings_share_no_training_picture(world: World, workplace: Path) -> 
     one, two = record(world, "S1"), record(world, "S2")
     assert len(one.image_ids) == TRIALS and one.values.shape == (TRIALS, V)
     assert not set(one.image_ids) & set(two.image_ids)
-    for part, count in {"validation": VALIDATION, "test": TEST}.items():
+    counts: dict[Part, int] = {"validation": VALIDATION, "test": TEST}
+    for part, count in counts.items():
         assert not set(one.image_ids) & set(world.held_out[part])
         shapes = {repeats: tuple(values.shape) for repeats, values in one.held_out[part].items()}
         assert shapes == {1: (count, V), 3: (count, V)}

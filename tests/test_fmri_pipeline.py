@@ -21,13 +21,14 @@ from models.manager import ModelManager
 from models.nets.brain_decoder import BrainDecoder, BrainDecoderConfig
 from models.nets.brain_fitting import Pairs, solve_linear
 from pipelines.base import Produced, Runtime
-from pipelines.fmri.pipeline import FMRI, GUIDED, OF_SIMULATED_SUBJECT, OF_SIMULATION
+from pipelines.fmri.pipeline import FMRI, GUIDED, OF_MEASUREMENT, OF_SIMULATED_SUBJECT, OF_SIMULATION
 from pipelines.formats.scans.files import PERCENT, RAW, SIMULATED, Z_SCORED
 from pipelines.media import Artifact, BrainScan, Image, Text
 from tests.tiny_models import CPU, spec_of
 
 PIPELINE = FMRI()
 VOXELS, SEEN = 400, 300
+SIMULATED_ONLY = {"brain-decoder", "picture-captioner"}
 
 
 class Brain(NamedTuple):
@@ -37,7 +38,8 @@ class Brain(NamedTuple):
     pairs: Pairs  # z-scored scans and what was seen
 
     def scan(self, row: int, **others: Any) -> BrainScan:
-        return BrainScan(self.pairs.values[row].numpy(), "voxels", "S1", **{"units": Z_SCORED, **others})
+        said = {"space": "voxels", "subject": "S1", "units": Z_SCORED, **others}
+        return BrainScan(self.pairs.values[row].numpy(), **said)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +59,7 @@ def brain(tmp_path_factory: pytest.TempPathFactory) -> Brain:
     solve_linear(decoder, "S1", pairs)
     spec = spec_of("brain-decoder", tmp_path_factory.mktemp("decoder"), load=lambda _: decoder.eval())
     specs = {key: spec for key, spec in catalog("lite").items() if key in FMRI.models}
-    return Brain(ModelManager({**specs, "brain-decoder": spec}, CPU, 10**9), decoder, captioner, pairs)
+    return Brain(ModelManager({**specs, "brain-decoder": spec}, CPU, 2 * 10**9), decoder, captioner, pairs)
 
 
 def made(brain: Brain, *scans: Artifact, **params: Any) -> list[Artifact]:
@@ -141,6 +143,35 @@ def test_every_answer_says_what_kind_of_data_it_is_of(brain: Brain) -> None:
     for origin, badge in ((SIMULATED, OF_SIMULATION), ("uploaded", OF_SIMULATED_SUBJECT)):
         lines = picture_and_words(brain, brain.scan(2, origin=origin))[1]
         assert lines[-2:] == [badge, GUIDED]
+
+
+MEASURED_EXAMPLES = sorted(Path("assets/examples/scans").glob("measured-*.npz"))
+
+
+def test_of_measured_scans_the_kind_is_told_and_of_shuffled_ones_it_is_not(brain: Brain) -> None:
+    kinds = {"scrambledpix": "a scrambled picture"}
+    right = by_chance = 0
+    for path in MEASURED_EXAMPLES:
+        scan = BrainScan.load(path)
+        kind = path.stem.removeprefix("measured-")
+        for shuffled in (False, True):
+            _, lines = picture_and_words(brain, scan, shuffled=shuffled, num_inference_steps=1)
+            found = lines[0].removeprefix("a ") == kinds.get(kind, kind).removeprefix("a ")
+            right, by_chance = right + (found and not shuffled), by_chance + (found and shuffled)
+            assert lines[-2:] == [OF_MEASUREMENT, GUIDED] and "is right for 82 %" in lines[3]
+    assert len(MEASURED_EXAMPLES) == 8 and right >= 5 and by_chance <= 3
+
+
+def test_only_the_models_of_its_brain_are_named(brain: Brain) -> None:
+    params = PIPELINE.parse_params({})
+    for scan, unused in ((brain.scan(0), {"category-decoder"}), (BrainScan.load(MEASURED_EXAMPLES[0]), SIMULATED_ONLY)):
+        assert set(PIPELINE.models_for([scan], params)) == set(FMRI.models) - unused
+
+
+def test_a_measured_brain_of_other_voxels_is_refused(brain: Brain) -> None:
+    for scan in (brain.scan(0, subject="Haxby2001-S1"), replace(BrainScan.load(MEASURED_EXAMPLES[0]), units=RAW)):
+        with pytest.raises(UserError, match="530 voxels, z-scored"):
+            made(brain, scan)
 
 
 def test_a_batch_keeps_its_order_and_stops_when_told(brain: Brain) -> None:

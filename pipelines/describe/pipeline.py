@@ -20,7 +20,19 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.mel import MelConfig, log_mel
-from pipelines.base import VERSION, Event, Lender, Params, Pipeline, Produced, Progress, Route, Runtime, precision
+from pipelines.base import (
+    EXAMPLES,
+    VERSION,
+    Event,
+    Lender,
+    Params,
+    Pipeline,
+    Produced,
+    Progress,
+    Route,
+    Runtime,
+    precision,
+)
 from pipelines.edits.audio import at_speed
 from pipelines.media import Artifact, Audio, Image, Provenance, Text, Video
 from pipelines.spaces import picture_vector
@@ -48,6 +60,7 @@ class Describe(Pipeline):
     summary = "Show a picture or a clip, or play a sound, and read what it is, how sure that is and what comes near."
     routes = (Route(("image",), "text"), Route(("audio",), "text"), Route(("video",), "text"))
     params_type = DescribeParams
+    example_files = tuple(sorted((EXAMPLES / "pictures").glob("*.png")))
     models: ClassVar[tuple[str, ...]] = (*SEEING, *HEARING)
     uses_chance = False
 

@@ -4,6 +4,9 @@ STTM's two parts (arXiv 2403.06361): a semantic vector, and how the picture look
 the captioner of its space; the words' source latents are moved towards the coarse look, and CrossFlow flows on from
 there to a picture: it was trained on sources that are faint copies of pictures. Decoded features guide the picture; it
 is not what a person saw.
+
+The brains that the decoder knows are simulated. Of the one that was measured (Haxby et al. 2001) it is decoded which of
+eight kinds of thing was looked at, and the picture is of that kind.
 """
 
 from __future__ import annotations
@@ -11,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Literal, cast
 
 import torch
@@ -20,8 +22,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import UserError
+from models.nets.category_decoder import SUBJECT as MEASURED_SUBJECT
 from models.nets.crossflow import FAINT
-from pipelines.base import Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
+from pipelines.base import (
+    EXAMPLES,
+    Event,
+    Params,
+    Pipeline,
+    Produced,
+    Progress,
+    Route,
+    Runtime,
+    precision,
+    provenance,
+)
 from pipelines.crossflow.pipeline import SamplingParams
 from pipelines.crossflow.sampling import MODELS, Painter
 from pipelines.describe.pipeline import in_words
@@ -33,11 +47,11 @@ if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere l
     from models.captioner import Captioner, Description
     from models.nets.brain_decoder import BrainDecoder
 
-EXAMPLES = Path(__file__).parents[2] / "assets" / "examples" / "scans"
 SHUFFLES = 1000  # of a scan's voxels, that its answer is compared with
 NEAREST = 5
 OF_SIMULATION = "Simulated brain data (sim-v1): computed from the picture, not measured in a person."
 OF_SIMULATED_SUBJECT = "Read as a simulated brain (sim-v1), the only kind that the decoder knows."
+OF_MEASUREMENT = "Measured fMRI, Haxby et al. 2001, one slice, 8 categories."
 GUIDED = "The picture is guided by decoded features; it is not what a person saw, and not for diagnosis."
 Units = Literal["as the scan says", "percent signal change", "percent signal change x 300", "z-scored"]
 
@@ -64,8 +78,13 @@ class FMRI(Pipeline):
     summary = "Show what a brain answered to a picture, and see and read what was decoded of it."
     routes = (Route(("scan",), "image"), Route(("scan",), "text"))
     params_type = FMRIParams
-    models: ClassVar[tuple[str, ...]] = ("brain-decoder", "picture-captioner", *MODELS)
-    example_files = tuple(sorted(EXAMPLES.glob("*.npz")))
+    models: ClassVar[tuple[str, ...]] = ("brain-decoder", "picture-captioner", "category-decoder", *MODELS)
+    example_files = tuple(sorted((EXAMPLES / "scans").glob("*.npz")))
+
+    def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
+        measured = _is_measured(_scan(inputs), cast(FMRIParams, params))
+        unused = {"brain-decoder", "picture-captioner"} if measured else {"category-decoder"}
+        return tuple(key for key in self.models if key not in unused)
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         return (cast(FMRIParams, params).num_images,)
@@ -80,11 +99,12 @@ class FMRI(Pipeline):
         yield Progress(0, params.num_inference_steps, "Loading models")
         for item, scan in zip(inputs, scans, strict=True):
             runtime.raise_if_cancelled()
-            reading = read(scan, params, runtime)
+            reading = (categorise if _is_measured(scan, params) else read)(scan, params, runtime)
             with ExitStack() as stack:
                 painter = Painter.lease(runtime, stack)
                 mean, log_variance, _ = painter.encode(reading.sentence, params.style)
-                mean = torch.lerp(mean, reading.look.to(mean), params.strength)
+                if reading.look is not None:
+                    mean = torch.lerp(mean, reading.look.to(mean), params.strength)
                 source = painter.drawn(mean, log_variance, params.seeds(params.num_images))
                 note = f"Painting {reading.sentence}"
                 pictures = yield from painter.paint(source, params.num_inference_steps, params.guidance_scale, note)
@@ -98,10 +118,10 @@ class FMRI(Pipeline):
 @dataclass(frozen=True)
 class Reading:
     """``sentence``: what was decoded, for the painter; ``look``: latents (1, C, H, W) that a picture like it may start
-    from; ``words``: all that is to be said of it."""
+    from, if that was decoded; ``words``: all that is to be said of it."""
 
     sentence: str
-    look: Tensor
+    look: Tensor | None
     words: str
 
 
@@ -109,8 +129,6 @@ def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
     """Decode the scan. Raises :class:`UserError` for one that no known brain fits, or whose units nobody says."""
     with runtime.lease("brain-decoder") as decoder:
         subject, values = _standardised(scan, params, decoder)
-        if params.shuffled:
-            values = values[:, torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(params.seed))]
         decoded = decoder.decode(subject, values.to(runtime.models.device))
         others = decoder.decode(subject, _shuffles(values[0]).to(runtime.models.device)).semantic
     with runtime.lease("picture-captioner") as captioner:
@@ -126,17 +144,54 @@ def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
     return Reading(described.sentence, look, _words(described, share, scan, subject, params))
 
 
+def categorise(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
+    """Which kind of thing was looked at. Raises :class:`UserError` for other voxels, and unless they are z-scored."""
+    values, units = _chosen(scan, params)
+    with runtime.lease("category-decoder") as decoder:
+        if units != Z_SCORED or values.shape[1] != decoder.voxels:
+            raise UserError(
+                f"A scan of {MEASURED_SUBJECT} is {decoder.voxels} voxels, z-scored by the volumes of rest.",
+                "Prepare it as the shipped examples were.",
+            )
+        values = _perhaps_shuffled(values.mean(0, keepdim=True), params)
+        scores, others = (decoder(part.to(runtime.models.device)) for part in (values, _shuffles(values[0])))
+        share = float((others.amax(1) < scores.max()).float().mean())
+        order = scores[0].argsort(descending=True).tolist()
+        ranked = ", ".join(f"{decoder.names[index]} {scores[0, index]:.2f}" for index in order)
+        right = f"{100 * decoder.accuracy:.0f} % of blocks of runs that it was not fitted on"
+        lines = [
+            decoder.names[order[0]],
+            f"Scores: {ranked}.",
+            f"{_whose(scan, params, decoder.subject)}; a higher score than {_than_shuffled(share)}.",
+            f"Such a decoder is right for {right} (chance {100 / len(order):.0f} %).",
+            *_notes(params, OF_MEASUREMENT),
+        ]
+        return Reading(decoder.names[order[0]], None, "\n".join(lines))
+
+
 def _words(described: Description, share: float, scan: BrainScan, subject: str, params: FMRIParams) -> str:
-    trials = len(trials_of(scan))
-    of = f"mean of {trials} trials" if params.trial == 0 and trials > 1 else f"trial {max(1, params.trial)}"
     lines = [
         in_words(described, None),
-        f"{subject}, {of}; nearer to a concept than {100 * share:.0f} % of {SHUFFLES:,} scans of shuffled voxels.",
-        *(["Its own voxels were shuffled too: this is what comes of nothing."] if params.shuffled else []),
-        OF_SIMULATION if scan.origin == SIMULATED else OF_SIMULATED_SUBJECT,
-        GUIDED,
+        f"{_whose(scan, params, subject)}; nearer to a concept than {_than_shuffled(share)}.",
+        *_notes(params, OF_SIMULATION if scan.origin == SIMULATED else OF_SIMULATED_SUBJECT),
     ]
     return "\n".join(lines)
+
+
+def _whose(scan: BrainScan, params: FMRIParams, subject: str) -> str:
+    trials = len(trials_of(scan))
+    return f"{subject}, " + (
+        f"mean of {trials} trials" if params.trial == 0 and trials > 1 else f"trial {max(1, params.trial)}"
+    )
+
+
+def _than_shuffled(share: float) -> str:
+    return f"{100 * share:.0f} % of {SHUFFLES:,} scans of shuffled voxels"
+
+
+def _notes(params: FMRIParams, badge: str) -> list[str]:
+    of_nothing = ["Its own voxels were shuffled too: this is what comes of nothing."] if params.shuffled else []
+    return [*of_nothing, badge, GUIDED]
 
 
 def _scan(item: Sequence[Artifact]) -> BrainScan:
@@ -159,6 +214,17 @@ def trials_of(scan: BrainScan) -> Tensor:
 
 def _standardised(scan: BrainScan, params: FMRIParams, decoder: BrainDecoder) -> tuple[str, Tensor]:
     """The subject, and the chosen trial or the mean of all, z-scored: (1, V)."""
+    values, units = _chosen(scan, params)
+    named = params.subject.strip() or (scan.subject if scan.subject in decoder.subjects else "")
+    subject = named or decoder.recognise(values.shape[1])
+    decoder.check(subject, values)
+    if units != Z_SCORED:
+        values = decoder.standardised(subject, values / SCALE if units == RAW else values)
+    return subject, _perhaps_shuffled(values.mean(0, keepdim=True), params)
+
+
+def _chosen(scan: BrainScan, params: FMRIParams) -> tuple[Tensor, str]:
+    """The chosen trial or all of them, (N, V), and what their numbers are."""
     values = trials_of(scan)
     if params.trial > len(values):
         raise UserError(
@@ -166,18 +232,24 @@ def _standardised(scan: BrainScan, params: FMRIParams, decoder: BrainDecoder) ->
         )
     if params.trial:
         values = values[params.trial - 1 : params.trial]
-    named = params.subject.strip() or (scan.subject if scan.subject in decoder.subjects else "")
-    subject = named or decoder.recognise(values.shape[1])
     units = scan.units if params.units == "as the scan says" else params.units
     if units == UNKNOWN:
         raise UserError(
             "The scan does not say whether its numbers are percent signal change or z-scores.",
             "Say it by 'units'.",
         )
-    decoder.check(subject, values)
-    if units != Z_SCORED:
-        values = decoder.standardised(subject, values / SCALE if units == RAW else values)
-    return subject, values.mean(0, keepdim=True)
+    return values, units
+
+
+def _perhaps_shuffled(values: Tensor, params: FMRIParams) -> Tensor:
+    """(1, V), its voxels in another order if that was asked for."""
+    if not params.shuffled:
+        return values
+    return values[:, torch.randperm(values.shape[1], generator=torch.Generator().manual_seed(params.seed))]
+
+
+def _is_measured(scan: BrainScan, params: FMRIParams) -> bool:
+    return (params.subject.strip() or scan.subject) == MEASURED_SUBJECT
 
 
 def _shuffles(values: Tensor) -> Tensor:

@@ -14,7 +14,19 @@ from typing import ClassVar, Literal, cast
 from pydantic import Field
 from torch import Tensor
 
-from pipelines.base import ADVANCED, Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
+from pipelines.base import (
+    ADVANCED,
+    EXAMPLES,
+    Event,
+    Params,
+    Pipeline,
+    Produced,
+    Progress,
+    Route,
+    Runtime,
+    precision,
+    provenance,
+)
 from pipelines.edits.audio import fitted
 from pipelines.edits.video import duration_of
 from pipelines.media import Artifact, Audio, Image, Video
@@ -46,6 +58,7 @@ class V2AMapper(Pipeline):
     summary = "Show something and hear what it may sound like. A clip gets it as its sound, but not moment by moment."
     routes = (Route(("image",), "audio"), Route(("video",), "audio"), Route(("video",), "video"))
     params_type = V2AParams
+    example_files = tuple(sorted((EXAMPLES / "pictures").glob("*.png")))
     models: ClassVar[tuple[str, ...]] = (
         "picture-text",
         *MAPPERS.values(),

@@ -28,6 +28,7 @@ from models.full_sound_models import (
     AUDIOLDM_WORDS,
     CLAP,
     DRAWS,
+    clipsonic_models,
     description_models,
     sound_models,
     sounding_things,
@@ -68,7 +69,7 @@ NO_SUCH = "No weights of 'clipsonic' have been published"
 
 
 def full() -> dict[str, ModelSpec]:
-    return {spec.key: spec for spec in (*description_models(), *sound_models())}
+    return {spec.key: spec for spec in (*description_models(), *sound_models(), *clipsonic_models())}
 
 
 def hubs(source: Source) -> list[Hub]:
@@ -155,7 +156,7 @@ def manager_of_all() -> ModelManager:
 
 
 def test_the_entries_are_what_the_three_pipelines_lease() -> None:
-    keys = [spec.key for spec in (*description_models(), *sound_models())]
+    keys = [spec.key for spec in (*description_models(), *sound_models(), *clipsonic_models())]
     assert len(keys) == len(set(keys))
     assert {*keys, "sentence-encoder"} == {*Describe.models, *V2AMapper.models, *CLIPSonic.models}
     assert set(Describe.models) == {spec.key for spec in description_models()}
