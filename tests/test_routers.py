@@ -46,13 +46,22 @@ def router_of(model: LanguageModel | UserError, missing: bool = False) -> Langua
 
 
 def test_scores_lie_between_the_model_and_the_rules_and_rules_have_what_was_never_taught(model: LanguageModel) -> None:
-    scores, ruled = router_of(model).score(DRAW, MEDIA), rule_scores(DRAW, MEDIA)
-    outputs, acts = model.read(as_read(DRAW))
-    assert scores.outputs["scent"] == ruled.outputs["scent"] and not scores.note
+    request = Request.of("make a picture of a cat")
+    scores, ruled = router_of(model).score(request, MEDIA), rule_scores(request, MEDIA)
+    outputs, acts = model.read(as_read(request))
+    assert scores.outputs["scent"] == ruled.outputs["scent"] < 0.5 and not scores.note
     for medium in ("text", "image"):
         low, high = sorted([outputs[medium], ruled.outputs[medium]])
         assert low < scores.outputs[medium] < high
     assert set(scores.acts) == set(acts) and sum(scores.acts.values()) == pytest.approx(1)
+
+
+def test_where_something_is_asked_for_that_was_never_taught_rules_have_the_word_on_all_media(
+    model: LanguageModel,
+) -> None:
+    scores, ruled = router_of(model).score(DRAW, MEDIA), rule_scores(DRAW, MEDIA)
+    assert scores.outputs == ruled.outputs and ruled.outputs["scent"] > 0.5
+    assert scores.acts != ruled.acts
 
 
 def test_what_a_person_writes_cannot_reach_the_model_as_control_tokens(model: LanguageModel) -> None:

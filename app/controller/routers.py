@@ -82,6 +82,8 @@ def steadied(
     ruled = rule_scores(request, media)
     share = FOREIGN_RULES_SHARE if is_foreign(request.prompt) else RULES_SHARE
     mixed = {medium: _mixed(outputs.get(medium), ruled.outputs[medium], share) for medium in media}
+    if any(ruled.outputs[medium] > 0.5 for medium in media if medium not in outputs):
+        mixed = dict(ruled.outputs)  # what the model makes of "a scent" instead, which it never heard of, is a guess
     return Scores(mixed, _mixed_acts(acts, ruled.acts, share), least=least)
 
 
