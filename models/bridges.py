@@ -36,7 +36,7 @@ LENGTH_TOLERANCE = 1e-2  # of a unit vector that has been through 16-bit floats
 class Bridge(nn.Module, ABC):
     """From one space of ``width`` dimensions to another; the ``others`` say how it is built."""
 
-    def __init__(self, width: int, **others: int | bool) -> None:
+    def __init__(self, width: int, **others: float | bool) -> None:
         super().__init__()
         self.width = width
         self.config = {"width": width, **others}
@@ -68,12 +68,13 @@ class DiffusionBridge(Bridge):
     """A diffusion prior: a transformer over four tokens (condition, time, noisy target, query) predicts the target.
 
     Both ends are multiplied by the square root of D, or they would drown in the noise. ``one_space``: whether both
-    ends live in one space, so that the nearest of several answers is a sensible choice.
+    ends live in one space, so that the nearest of several answers is a sensible choice. ``guidance``: the usual one.
     """
 
-    def __init__(self, width: int, heads: int, layers: int, one_space: bool) -> None:
-        super().__init__(width, heads=heads, layers=layers, one_space=one_space)
+    def __init__(self, width: int, heads: int, layers: int, one_space: bool, guidance: float = 1.0) -> None:
+        super().__init__(width, heads=heads, layers=layers, one_space=one_space, guidance=guidance)
         self.one_space = one_space
+        self.guidance = guidance
         self.prior = PriorTransformer(
             embedding_dim=width,
             num_attention_heads=heads,
@@ -106,13 +107,15 @@ class DiffusionBridge(Bridge):
 
     @torch.no_grad()
     def forward(
-        self, vectors: Tensor, seeds: Sequence[int], steps: int = 12, guidance: float = 1.0, best_of: int = 1
+        self, vectors: Tensor, seeds: Sequence[int], steps: int = 12, guidance: float | None = None, best_of: int = 1
     ) -> Tensor:
-        """``steps`` of deterministic DDIM from the noise of each seed; ``guidance`` 1 takes the conditions as they are.
+        """``steps`` of deterministic DDIM from the noise of each seed; ``guidance`` 1 takes the conditions as they are,
+        ``None`` is this bridge's own.
 
         Of ``best_of`` answers the one nearest to its vector is kept, which makes sense in one space only.
         """
         self._require(vectors, seeds)
+        guidance = self.guidance if guidance is None else guidance
         if not 1 <= steps <= TIMES or best_of < 1 or not math.isfinite(guidance):
             raise ValueError(f"cannot sample with steps {steps}, guidance {guidance} and best_of {best_of}")
         if best_of > 1 and not self.one_space:

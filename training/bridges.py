@@ -201,10 +201,11 @@ def frechet_distance(a: Tensor, b: Tensor) -> float:
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-def train_diffusion(name: str, task: Task, steps: int) -> DiffusionBridge:
+def train_diffusion(name: str, task: Task, steps: int, guidance: float = 1.0) -> DiffusionBridge:
     """The sheets' small prior: 3.5 M parameters at 256 dimensions; the library's weight decay and clipping."""
     torch.manual_seed(SEED)
-    bridge = DiffusionBridge(task.train.targets.shape[1], heads=4, layers=4, one_space=task.one_space)
+    width = task.train.targets.shape[1]
+    bridge = DiffusionBridge(width, heads=4, layers=4, one_space=task.one_space, guidance=guidance)
     _train(name, bridge, lambda sources, targets: diffusion_loss(bridge, sources, targets), task, steps, 3e-4)
     return bridge
 

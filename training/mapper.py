@@ -31,6 +31,9 @@ from training.publish import write_sums
 from training.sounds import Sounds, load_sounds, sound_arguments, weights_name
 
 STEPS = 3700
+# With 2 instead of 1 the right class is the nearest for 37 instead of 26 % of held-out files, at a Frechet distance of
+# 0.10 instead of 0.07; 5 gives 40 %, at 0.15.
+GUIDANCE = 2.0
 WEIGHTS = Path("assets/weights")
 
 
@@ -71,7 +74,7 @@ def main() -> None:
     name = weights_name("v2a-mapper", arguments.permissive_only)
     twin = weights_name("v2a-regression", arguments.permissive_only)
     regression = train_regression(twin, task, min(REGRESSION_STEPS, arguments.steps))
-    diffusion = train_diffusion(name, task, arguments.steps)
+    diffusion = train_diffusion(name, task, arguments.steps, GUIDANCE)
     compare(name, task, diffusion, regression)
     for folder, bridge in ((WEIGHTS / f"{name}-lite", diffusion), (WEIGHTS / f"{twin}-lite", regression)):
         bridge.save_pretrained(folder)
