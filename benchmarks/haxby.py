@@ -15,8 +15,7 @@ from torch.nn import functional as F
 
 from benchmarks.controller import wilson
 from benchmarks.report import save, table
-from models.nets.category_decoder import leave_one_run_out
-from training.haxby import SENTENCES, Blocks, load_blocks
+from training.haxby import SENTENCES, Blocks, leave_one_run_out, load_blocks
 
 SHUFFLES = 20
 

@@ -185,7 +185,7 @@ def test_the_mapper_recipe_writes_both_mappers(workplace: Path, monkeypatch: pyt
     assert isinstance(load_bridge(weights / "v2a-regression-lite"), RegressionBridge)
     assert (weights / "v2a-mapper-lite" / "SHA256SUMS").exists()
     rows = json.loads((workplace / "state" / "v2a-mapper" / "comparison.json").read_text())
-    assert list(rows) == ["no bridge", "mean shift", "regression", "diffusion", "true"]
+    assert list(rows) == ["no bridge", "mean shift", "regression", "diffusion", "diffusion, guidance 1", "true"]
     assert {name.split("_")[0] for name in rows["diffusion"]} == {"heldout-class", "heldout-file"}
     assert all(math.isfinite(value) for found in rows.values() for value in found.values())
     assert rows["true"]["heldout-class_frechet_x100"] < 1e-3 < rows["no bridge"]["heldout-class_frechet_x100"]

@@ -208,6 +208,16 @@ def test_what_cannot_be_decoded_is_said_plainly(
     assert refused.value.hint
 
 
+def test_a_decoder_of_other_latents_than_the_painters_is_refused(brain: Brain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def finer(*given: Any, **named: Any) -> torch.Tensor:
+        return torch.zeros(1, 8, 32, 32)
+
+    monkeypatch.setattr("pipelines.fmri.pipeline.F.interpolate", finer)
+    with pytest.raises(UserError, match="do not mean the same by latents"):
+        made(brain, brain.scan(0))
+    assert all(row.leases == 0 for row in brain.manager.status())
+
+
 def test_units_that_a_scan_lacks_can_be_said(brain: Brain) -> None:
     silent = replace(brain.scan(9), units="unknown")
     assert picture_and_words(brain, silent, units=Z_SCORED)[1][:2] == picture_and_words(brain, brain.scan(9))[1][:2]

@@ -10,14 +10,19 @@ import torch
 
 from benchmarks.haxby import nearest_means, shuffled
 from models.errors import UserError
-from models.nets.category_decoder import (
-    CategoryDecoder,
+from models.nets.category_decoder import CategoryDecoder, load_category_decoder
+from training.haxby import (
+    DATA,
+    REST,
+    SENTENCES,
+    Blocks,
     best_penalty,
     fit_ridge,
     leave_one_run_out,
-    load_category_decoder,
+    load_blocks,
+    load_volumes,
+    normalised,
 )
-from training.haxby import DATA, REST, SENTENCES, Blocks, load_blocks, load_volumes, normalised
 
 KINDS = len(SENTENCES)
 

@@ -252,6 +252,8 @@ def compare(name: str, task: Task, diffusion: DiffusionBridge, regression: Regre
         "regression": regression,
         "diffusion": diffusion,
     }
+    if diffusion.guidance != 1:
+        answers["diffusion, guidance 1"] = lambda vectors, seeds: diffusion(vectors, seeds, guidance=1)
     if task.one_space:
         answers[f"diffusion, best of {BEST_OF}"] = lambda vectors, seeds: diffusion(vectors, seeds, best_of=BEST_OF)
     rows = {row: task.measure(answer) for row, answer in answers.items()}

@@ -5,10 +5,13 @@
 Haxby et al. 2001, whose slice ships in ``assets/examples/haxby2001``. Every voxel is, run by run, freed of its linear
 trend and z-scored by the volumes of rest; the mean of a block's nine volumes is one scan. The shipped decoder is fitted
 on all runs but the last, whose blocks are shipped as examples, so that they are new to it.
+
+Shapes: T volumes, N blocks, V voxels.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,8 +19,9 @@ import nibabel
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from models.nets.category_decoder import SUBJECT, CategoryDecoder, best_penalty, fit_ridge, leave_one_run_out
+from models.nets.category_decoder import SUBJECT, CategoryDecoder
 from pipelines.formats.scans.files import MEASURED, Z_SCORED
 from pipelines.media import BrainScan
 from training.publish import write_sums
@@ -25,6 +29,7 @@ from training.publish import write_sums
 DATA, EXAMPLES = Path("assets/examples/haxby2001"), Path("assets/examples/scans")
 WEIGHTS = Path("assets/weights/category-decoder-lite")
 REST = "rest"
+PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # times the mean variance of a scan
 # What the labels mean, as a picture of it is asked for.
 SENTENCES = {
     "bottle": "a bottle",
@@ -77,6 +82,41 @@ def load_blocks(folder: Path = DATA) -> Blocks:
             labels.append(label)
             of_runs.append(int(run))
     return Blocks(torch.from_numpy(np.stack(means)).float(), torch.tensor(labels), torch.tensor(of_runs))
+
+
+def fit_ridge(values: Tensor, labels: Tensor, count: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """Weights (count, V) and bias (count,) from scans (N, V) to the one-hot ``labels`` (N,), by the dual solution."""
+    values = values.double()
+    targets = F.one_hot(labels, count).double()
+    mean, level = values.mean(0), targets.mean(0)
+    kernel = (values - mean) @ (values - mean).T
+    ridge = penalty * kernel.trace() / len(kernel) * torch.eye(len(kernel), dtype=torch.float64)
+    weight = torch.linalg.solve(kernel + ridge, targets - level).T @ (values - mean)
+    return weight.float(), (level - weight @ mean).float()
+
+
+def leave_one_run_out(
+    values: Tensor, labels: Tensor, runs: Tensor, count: int, penalties: Sequence[float] = PENALTIES
+) -> Tensor:
+    """What is said of each of the scans (N, V) by a decoder fitted on all other runs, (N,). Its penalty is the one
+    that does best when left-out runs of those others are decoded, so nothing of a scan's run has any say in it."""
+    said = torch.empty_like(labels)
+    for run in runs.unique():
+        others = runs != run
+        penalty = best_penalty(values[others], labels[others], runs[others], count, penalties)
+        weight, bias = fit_ridge(values[others], labels[others], count, penalty)
+        said[~others] = (values[~others] @ weight.T + bias).argmax(1)
+    return said
+
+
+def best_penalty(
+    values: Tensor, labels: Tensor, runs: Tensor, count: int, penalties: Sequence[float] = PENALTIES
+) -> float:
+    """The one by which most scans of left-out runs are decoded right; of several, the largest."""
+    if len(penalties) == 1:
+        return penalties[0]
+    right = [int((leave_one_run_out(values, labels, runs, count, (penalty,)) == labels).sum()) for penalty in penalties]
+    return max(zip(right, penalties, strict=True))[1]
 
 
 def main() -> None:

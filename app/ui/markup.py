@@ -41,7 +41,7 @@ def header() -> str:
     letters = "".join(f'<span class="letter-{letter.lower()}">{letter}</span>' for letter in "Synesthete")
     return (
         f'<header class="masthead"><h1 aria-label="Synesthete"><span aria-hidden="true">{letters}</span></h1>'
-        "<p>Words in, pictures out, on your own machine.</p></header>"
+        "<p>From words, pictures, sounds and scans, on your own machine.</p></header>"
     )
 
 

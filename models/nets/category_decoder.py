@@ -1,6 +1,6 @@
-"""A decoder of categories: which of a few kinds of thing was looked at, by ridge regression on voxels.
+"""A decoder of categories: which of a few kinds of thing was looked at, linear in its voxels.
 
-It is fitted in closed form on the means of blocks. Shapes: N scans, V voxels, K categories.
+``training/haxby.py`` fits it. Shapes: N scans, V voxels, K categories.
 """
 
 from __future__ import annotations
@@ -10,16 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SUBJECT = "Haxby2001-S1"  # the one whose measured scans ship
-PENALTIES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)  # times the mean variance of a scan
 
 
 class CategoryDecoder(nn.Module):
@@ -56,38 +53,3 @@ def load_category_decoder(folder: Path) -> CategoryDecoder:
     decoder = CategoryDecoder(**values)
     decoder.load_state_dict(load_file(folder / WEIGHTS))
     return decoder.eval()
-
-
-def fit_ridge(values: Tensor, labels: Tensor, count: int, penalty: float) -> tuple[Tensor, Tensor]:
-    """Weights (count, V) and bias (count,) from scans (N, V) to the one-hot ``labels`` (N,), by the dual solution."""
-    values = values.double()
-    targets = F.one_hot(labels, count).double()
-    mean, level = values.mean(0), targets.mean(0)
-    kernel = (values - mean) @ (values - mean).T
-    ridge = penalty * kernel.trace() / len(kernel) * torch.eye(len(kernel), dtype=torch.float64)
-    weight = torch.linalg.solve(kernel + ridge, targets - level).T @ (values - mean)
-    return weight.float(), (level - weight @ mean).float()
-
-
-def leave_one_run_out(
-    values: Tensor, labels: Tensor, runs: Tensor, count: int, penalties: Sequence[float] = PENALTIES
-) -> Tensor:
-    """What is said of each of the scans (N, V) by a decoder fitted on all other runs, (N,). Its penalty is the one
-    that does best when left-out runs of those others are decoded, so nothing of a scan's run has any say in it."""
-    said = torch.empty_like(labels)
-    for run in runs.unique():
-        others = runs != run
-        penalty = best_penalty(values[others], labels[others], runs[others], count, penalties)
-        weight, bias = fit_ridge(values[others], labels[others], count, penalty)
-        said[~others] = (values[~others] @ weight.T + bias).argmax(1)
-    return said
-
-
-def best_penalty(
-    values: Tensor, labels: Tensor, runs: Tensor, count: int, penalties: Sequence[float] = PENALTIES
-) -> float:
-    """The one by which most scans of left-out runs are decoded right; of several, the largest."""
-    if len(penalties) == 1:
-        return penalties[0]
-    right = [int((leave_one_run_out(values, labels, runs, count, (penalty,)) == labels).sum()) for penalty in penalties]
-    return max(zip(right, penalties, strict=True))[1]

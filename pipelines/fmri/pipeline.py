@@ -104,6 +104,11 @@ class FMRI(Pipeline):
                 painter = Painter.lease(runtime, stack)
                 mean, log_variance, _ = painter.encode(reading.sentence, params.style)
                 if reading.look is not None:
+                    if reading.look.shape != mean.shape:
+                        raise UserError(
+                            "The brain decoder and the painter do not mean the same by latents.",
+                            "Take both from the lite profile.",
+                        )
                     mean = torch.lerp(mean, reading.look.to(mean), params.strength)
                 source = painter.drawn(mean, log_variance, params.seeds(params.num_images))
                 note = f"Painting {reading.sentence}"
