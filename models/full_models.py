@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from models.full_sound_models import description_models, sound_models, unpublished
+from models.full_sound_models import clipsonic_models, description_models, sound_models, unpublished
 from models.lite_models import lite_models
 from models.request_models import LANGUAGE_MODEL_FILES, load_language_model
 from models.sources import Hub
@@ -65,6 +65,13 @@ def full_models(pixels: Pixels) -> list[ModelSpec]:
         ),
         *description_models(),
         *sound_models(),
+        *clipsonic_models(),
+        unpublished(
+            "shape-generator", "training.shape_generator", "models.nets.shape_generator", "load_shape_generator"
+        ),
+        unpublished(
+            "shape-autoencoder", "training.shape_autoencoder", "models.nets.shape_autoencoder", "load_shape_autoencoder"
+        ),
         unpublished("brain-decoder", "training.brain_decoder", "models.nets.brain_decoder", "load_brain_decoder"),
         replace(next(spec for spec in lite_models() if spec.key == "category-decoder"), profile="full"),
         ModelSpec(

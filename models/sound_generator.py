@@ -10,7 +10,6 @@ Shapes: B sounds, D dimensions of a condition, C channels, f latent frames (time
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,10 +17,12 @@ from typing import Any, cast
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from models.errors import UserError
+from models.packing import pack_int8, unpack_int8
 from models.published_spaces import audioldm_words
 
 NULL_CONDITION = "null_condition.safetensors"
@@ -119,12 +120,14 @@ class SoundGenerator(nn.Module):
             raise ValueError(f"expected at least one frame and 1 to {most - 1} steps, not {frames} and {steps}")
 
     def save_pretrained(self, folder: Path) -> None:
-        """A diffusers folder of the network in float16, with ``scheduler_config.json`` and the null condition."""
-        copy.deepcopy(self.unet).half().save_pretrained(folder)
+        """A diffusers folder with ``scheduler_config.json`` and the null condition beside the network, whose large
+        tensors are int8 rows (:mod:`models.packing`)."""
+        self.unet.save_config(folder)
         path = folder / "config.json"
         config = json.loads(path.read_text())
         config.pop("_name_or_path", None)  # where its beginnings were loaded from
         path.write_text(json.dumps(config, indent=2) + "\n")
+        save_file(pack_int8(self.unet.state_dict()), folder / SAFETENSORS_WEIGHTS_NAME)
         self.scheduler.save_pretrained(folder)
         save_file({"null_condition": self.null_condition.detach().half()}, folder / NULL_CONDITION)
 
@@ -166,7 +169,7 @@ def load_sound_generator(folder: Path, null_condition: Tensor | None = None) -> 
     Raises :class:`UserError` if the folder holds something else or no null condition is known.
     """
     published = (folder / "unet").is_dir()
-    unet = _load_unet(folder / "unet" if published else folder)
+    unet = _load_unet(folder / "unet" if published else folder, published)
     scheduler = _load_scheduler(folder / "scheduler" if published else folder)
     if null_condition is None:
         null_condition = _load_null_condition(folder)
@@ -181,7 +184,7 @@ def load_sound_generator(folder: Path, null_condition: Tensor | None = None) -> 
     return SoundGenerator(unet, scheduler, null_condition, window, bands).eval()
 
 
-def _load_unet(folder: Path) -> UNet2DConditionModel:
+def _load_unet(folder: Path, published: bool) -> UNet2DConditionModel:
     config = _read(folder / "config.json")
     conditioned = config.get("class_embed_type") == "simple_projection" and config.get("class_embeddings_concat")
     if config.get("_class_name") != "UNet2DConditionModel" or not conditioned:
@@ -189,7 +192,11 @@ def _load_unet(folder: Path) -> UNet2DConditionModel:
             f"The weights in '{folder}' are no sound generator.",
             "It must be a UNet2DConditionModel that is conditioned on one vector, as AudioLDM's is.",
         )
-    return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+    if published:
+        return UNet2DConditionModel.from_pretrained(folder, torch_dtype=torch.float32, use_safetensors=True)
+    unet = UNet2DConditionModel.from_config(config)
+    unet.load_state_dict(unpack_int8(load_file(folder / SAFETENSORS_WEIGHTS_NAME)))
+    return unet
 
 
 def _load_scheduler(folder: Path) -> DDIMScheduler:

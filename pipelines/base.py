@@ -231,12 +231,14 @@ class Registry:
 
 def installed_registry() -> Registry:
     """The built-in pipelines, then those that installed packages offer, then the plain edits."""
+    from pipelines.clipsonic.pipeline import CLIPSonic
     from pipelines.crossflow.pipeline import CrossFlow, CrossFlowMorph
     from pipelines.describe.pipeline import Describe
     from pipelines.edits import EDITS
     from pipelines.fmri.pipeline import FMRI
     from pipelines.v2a_mapper.pipeline import V2AMapper
+    from pipelines.xbind.pipeline import XBind
 
     third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
-    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), Describe(), FMRI()]
+    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), CLIPSonic(), XBind(), Describe(), FMRI()]
     return Registry([*built_in, *third_party, *(edit() for edit in EDITS)])

@@ -19,6 +19,7 @@ from torch import Tensor
 from models.errors import UserError
 from models.nets import shape_autoencoder as net
 from models.nets.shape_autoencoder import ShapeAutoencoder, ShapeAutoencoderConfig, load_shape_autoencoder
+from models.packing import PACKED_FROM_ELEMENTS
 from tests.box_shapes import BLUE, GREEN, RED, arms, box_row, boxes, write_table
 from training import loop, shapes
 from training import shape_autoencoder as recipe
@@ -156,7 +157,8 @@ def test_files_give_the_network_back(tmp_path: Path) -> None:
     assert loaded.config == TINY and not loaded.training
     assert all(value.dtype == torch.float32 for value in loaded.state_dict().values())
     for name, value in model.state_dict().items():
-        assert torch.equal(loaded.state_dict()[name], value.half().float()), name
+        rounding = value.abs().max() / 127 if value.numel() >= PACKED_FROM_ELEMENTS else 1e-3
+        torch.testing.assert_close(loaded.state_dict()[name], value, atol=float(rounding), rtol=0)
     with torch.no_grad():
         latents = loaded.encode(noise(2))
         torch.testing.assert_close(latents, model.encode(noise(2)), atol=2e-2, rtol=0)

@@ -190,6 +190,7 @@ def tiny_trainee() -> tuple[Trainee, tuple[Tensor, Tensor, Tensor, Tensor]]:
     config = replace(
         CONFIG,
         text_width=32,
+        compressed_width=None,
         encoder_heads=4,
         encoder_hidden=32,
         tokens=4,

@@ -280,7 +280,7 @@ def _lower_states(model: LanguageModel, texts: Sequence[str]) -> list[Tensor]:
     for start in range(0, len(order), 64):
         part = order[start : start + 64]
         batch = model.tokenizer.pad({"input_ids": [tokens[i] for i in part]}, return_tensors="pt")
-        with autocast():
+        with autocast(next(model.parameters()).device):
             states = trunk(**batch, use_cache=False).last_hidden_state
         for i, row in zip(part, states, strict=True):
             rows[i] = row[: len(tokens[i])].half().clone()

@@ -1,7 +1,8 @@
-"""The loop that every recipe shares: autocast to bf16 where that is faster, EMA, a metric log, exact resume.
+"""The loop that every recipe shares: autocast to bf16 where that is faster, EMA, a metric log, resume.
 
 A step's batch and noise depend on ``(seed, step)`` alone, so a run that was interrupted and resumed computes what an
-uninterrupted one would have. State goes to ``training/state/<name>/`` (ignored by git) every few minutes.
+uninterrupted one would have (on a GPU nearly: it adds in no fixed order). State goes to ``training/state/<name>/``
+(ignored by git) every few minutes.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.machine import compute_dtype
+from models.machine import choose_device, compute_dtype
 
 STATE = Path(__file__).parent / "state"
+DEVICE = choose_device("auto")  # of the modules that a recipe trains, and of what they are given
 Metrics = dict[str, Tensor | float]
 
 
@@ -50,11 +52,11 @@ class Ema:
     @torch.no_grad()
     def update(self, module: nn.Module, step: int) -> None:
         decay = min(self.decay, (1 + step) / (10 + step))
-        for name, value in module.state_dict().items():
-            if value.is_floating_point():
-                self.shadow[name].lerp_(value, 1 - decay)
-            else:
-                self.shadow[name].copy_(value)
+        state = module.state_dict()
+        averaged = [name for name, value in state.items() if value.is_floating_point()]
+        torch._foreach_lerp_([self.shadow[n] for n in averaged], [state[n] for n in averaged], 1 - decay)
+        for name in state.keys() - set(averaged):
+            self.shadow[name].copy_(state[name])
 
 
 def shuffled_batches(count: int, batch_size: int, seed: int, first_step: int) -> Iterator[np.ndarray]:
@@ -92,6 +94,7 @@ def train(
     """
     folder = STATE / name
     folder.mkdir(parents=True, exist_ok=True)
+    device = next(module.parameters()).device
     ema = Ema(module, ema_decay)
     step = _resume(folder / "state.pt", module, optimizers, ema)
     stop = False
@@ -110,7 +113,7 @@ def train(
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["peak_lr"] * schedule.factor(step)
-        with autocast():
+        with autocast(device):
             loss, metrics = loss_of(next(stream), step)
         if not torch.isfinite(loss):
             raise FloatingPointError(
@@ -137,10 +140,9 @@ def train(
     return ema.shadow
 
 
-def autocast() -> torch.autocast:
-    """bfloat16 on a CPU with matrix units for it; elsewhere nothing changes."""
-    dtype = compute_dtype(torch.device("cpu"))
-    return torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+def autocast(device: torch.device) -> torch.autocast:
+    """bfloat16 on a device with matrix units for it; elsewhere nothing changes."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) == torch.bfloat16)
 
 
 def optimizer_groups(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, object]]:
@@ -157,7 +159,7 @@ def _with_ema(module: nn.Module, ema: Ema, call: Callable[[], Metrics]) -> Metri
     trained = {name: value.detach().clone() for name, value in module.state_dict().items()}
     module.load_state_dict(ema.shadow)
     module.eval()
-    with torch.no_grad(), autocast():
+    with torch.no_grad(), autocast(next(module.parameters()).device):
         metrics = call()
     module.load_state_dict(trained)
     module.train()
@@ -167,7 +169,7 @@ def _with_ema(module: nn.Module, ema: Ema, call: Callable[[], Metrics]) -> Metri
 def _resume(path: Path, module: nn.Module, optimizers: list[Optimizer], ema: Ema) -> int:
     if not path.exists():
         return 0
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location=next(module.parameters()).device, weights_only=True)
     module.load_state_dict(state["module"])
     ema.shadow = state["ema"]
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):

@@ -36,17 +36,17 @@ class Muon(Optimizer):
 
     def __init__(self, params: Iterable[Any], lr: float, momentum: float = 0.95, weight_decay: float = 0.0) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
-        self.dtype = compute_dtype(torch.device("cpu"))
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         for group in self.param_groups:
+            dtype = compute_dtype(group["params"][0].device)
             for parameter in group["params"]:
                 gradient = parameter.grad
                 if gradient is None:
                     continue
                 average = self.state[parameter].setdefault("momentum", torch.zeros_like(gradient))
                 average.lerp_(gradient, 1 - group["momentum"])
-                update = orthogonalised(gradient.lerp(average, group["momentum"]), self.dtype)
+                update = orthogonalised(gradient.lerp(average, group["momentum"]), dtype)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(update, alpha=-group["lr"] * 0.2 * max(parameter.shape) ** 0.5)

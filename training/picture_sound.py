@@ -1,6 +1,6 @@
 """Recipe of ``assets/weights/clipsonic-lite``: CLIPSonic in small, CLIP-lite's vector of a picture to a sound.
 
-    python -m training.picture_sound --data FOLDER
+    python -m training.picture_sound --data FOLDER [--batch B] [--steps N]
 
 The network begins as ``sound-generator-lite``; the layer that takes the condition first learns alone. The condition of
 a clip is the vector of a random picture that shows what sounds, and no text is ever seen (arXiv 2306.09635). Two clips
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from models.picture_text import PictureText, load_picture_text
 from models.sound_generator import SoundGenerator, load_sound_generator
 from training.images import to_tensor
-from training.loop import Metrics
+from training.loop import DEVICE, Metrics
 from training.pictures import Picture, Pictures, data_folder, load_pictures
 from training.sound_diffusion import (
     WEIGHTS,
@@ -38,7 +38,7 @@ from training.sound_diffusion import (
 )
 from training.sounds import Sound, Sounds, load_sounds, sound_arguments, weights_name
 
-SEED, BATCH, STEPS = 59, 16, 3000
+SEED, BATCH, STEPS = 59, 64, 3600
 CONDITION_FIRST = 300
 MIXED = 0.2
 MAPPING = "sounds_mapping.json"
@@ -135,7 +135,7 @@ def learn_condition_first(model: SoundGenerator, step: int) -> None:
 
 
 def main() -> None:
-    arguments = sound_arguments(__doc__, STEPS).parse_args()
+    arguments = sound_arguments(__doc__, STEPS, BATCH).parse_args()
     folder = data_folder(arguments.data)
     sounds = load_sounds(folder)
     links = load_links(folder, sounds, arguments.permissive_only)
@@ -143,7 +143,8 @@ def main() -> None:
     items = linked.select("train", permissive_only=arguments.permissive_only)
     name = weights_name("clipsonic", arguments.permissive_only)
     listener = Listener(arguments.permissive_only)
-    model = load_sound_generator(WEIGHTS / f"{weights_name('sound-generator', arguments.permissive_only)}-lite")
+    beginning = WEIGHTS / f"{weights_name('sound-generator', arguments.permissive_only)}-lite"
+    model = load_sound_generator(beginning).to(DEVICE)
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         rng = np.random.default_rng((SEED, step))
@@ -151,12 +152,12 @@ def main() -> None:
         waveforms, vectors = shifted(linked, chosen, rng), links.draw(chosen, rng)
         mixed = torch.rand(len(chosen)) < MIXED
         latents, _ = listener.hear(mix(waveforms, mixed, torch.zeros(len(chosen))))
-        both = F.normalize(vectors + torch.where(mixed[:, None], vectors.roll(1, 0), 0.0), dim=1)
+        both = F.normalize(vectors + torch.where(mixed[:, None], vectors.roll(1, 0), 0.0), dim=1).to(DEVICE)
         learn_condition_first(model, step)
         return diffusion_loss(model, latents, both)
 
     def condition_of(held_out: list[Sound], _: Tensor) -> Tensor:
-        return links.draw(held_out, np.random.default_rng(SEED))
+        return links.draw(held_out, np.random.default_rng(SEED)).to(DEVICE)
 
     train_generator(
         name,
@@ -164,7 +165,7 @@ def main() -> None:
         loss_of,
         Evaluation(model, listener, linked, name, condition_of),
         count=len(items),
-        batch=BATCH,
+        batch=arguments.batch,
         steps=arguments.steps,
         rate=4e-4,
         seed=SEED,

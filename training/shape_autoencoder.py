@@ -1,6 +1,6 @@
 """Recipe of ``assets/weights/shape-autoencoder-lite``: coloured distance grids to the latents of a tri-plane and back.
 
-    python -m training.shape_autoencoder --data FOLDER
+    python -m training.shape_autoencoder --data FOLDER [--batch B] [--steps N]
 
 Loss, at 4096 points of each shape, half of them at its surface: L1 of the signed distance, heavier at the surface, L1
 and squared error of colours and colour differences there, a pull of the latents towards zero. The decoder sees noisy
@@ -23,13 +23,13 @@ from models.nets.shape_autoencoder import TRUNCATION, ShapeAutoencoder, ShapeAut
 from pipelines.xbind.views import shaded
 from training.autoencoder import with_chroma
 from training.images import save_sheet
-from training.loop import STATE, Metrics, Schedule, shuffled_batches, train
+from training.loop import DEVICE, STATE, Metrics, Schedule, shuffled_batches, train
 from training.muon import Muon
 from training.pictures import data_folder
 from training.publish import write_sums
 from training.shapes import Shape, Shapes, Split, load_shapes, unpack
 
-SEED, BATCH, STEPS = 71, 16, 1300
+SEED, BATCH, STEPS = 71, 32, 1600
 NAME = "shape-autoencoder"
 CONFIG = ShapeAutoencoderConfig()
 POINTS = 4096
@@ -67,11 +67,14 @@ def draw_points(grids: Tensor, count: int) -> Tensor:
     counts = surface.sum(1)
     if not counts.all():
         raise ValueError("a grid has no surface")
-    chosen = (torch.rand(len(grids), near) * counts[:, None]).long() + (counts.cumsum(0) - counts)[:, None]
+    device = grids.device
+    chosen = (torch.rand(len(grids), near, device=device) * counts[:, None]).long() + (counts.cumsum(0) - counts)[
+        :, None
+    ]
     voxels = surface.nonzero()[chosen, 1]
     corners = torch.stack([voxels // size**2, voxels // size % size, voxels % size], -1)
-    at_surface = (corners + torch.rand(corners.shape)) / size * 2 - 1
-    return torch.cat([at_surface, torch.rand(len(grids), count - near, 3) * 2 - 1], 1)
+    at_surface = (corners + torch.rand(corners.shape, device=device)) / size * 2 - 1
+    return torch.cat([at_surface, torch.rand(len(grids), count - near, 3, device=device) * 2 - 1], 1)
 
 
 def values_at(grids: Tensor, points: Tensor) -> Tensor:
@@ -85,7 +88,7 @@ def autoencoder_loss(model: ShapeAutoencoder, grids: Tensor) -> tuple[Tensor, Me
     points = draw_points(grids, POINTS)
     wanted = values_at(grids, points)
     latents = model.encode(grids)
-    noise_level = 0.3 * torch.rand(len(latents), 1, 1, 1, 1)
+    noise_level = 0.3 * torch.rand(len(latents), 1, 1, 1, 1, device=latents.device)
     decoded = model.query(model.planes(latents + noise_level * torch.randn_like(latents)), points)
     near = wanted[..., 0].abs() < NEAR
     distance = ((decoded - wanted)[..., 0].abs() * (1 + 3 * near)).mean()
@@ -135,7 +138,7 @@ def evaluate(model: ShapeAutoencoder, shapes: Shapes, step: int) -> Metrics:
 def reconstructed(model: ShapeAutoencoder, shapes: Shapes, item: Shape) -> tuple[Tensor, Tensor]:
     """A shape's grid (4, S, S, S) after the autoencoder and before."""
     true = shapes.batch([item])
-    return model.grid(model.encode(true), true.shape[-1])[0], true[0]
+    return model.grid(model.encode(true.to(DEVICE)), true.shape[-1])[0].cpu(), true[0]
 
 
 def optimizers_of(model: ShapeAutoencoder) -> list[Optimizer]:
@@ -151,7 +154,7 @@ def optimizers_of(model: ShapeAutoencoder) -> list[Optimizer]:
 def publish(model: ShapeAutoencoder, shapes: Shapes, folder: Path) -> None:
     """Set scale and shift so that the latents of the training shapes have mean 0 and deviation 1; save float16."""
     items = shapes.select("train")
-    parts = [model.encode(shapes.batch(items[i : i + BATCH])) for i in range(0, len(items), BATCH)]
+    parts = [model.encode(shapes.batch(items[i : i + BATCH]).to(DEVICE)) for i in range(0, len(items), BATCH)]
     deviations, means = torch.std_mean(torch.cat(parts), (0, 1, 3, 4))
     model.shift.copy_(means)
     model.scale.copy_(1 / deviations)
@@ -163,28 +166,29 @@ def publish(model: ShapeAutoencoder, shapes: Shapes, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the table of shapes")
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     shapes = load_shapes(data_folder(arguments.data))
     rows = torch.tensor([item.row for item in shapes.select("train")])
     torch.manual_seed(SEED)
-    model = ShapeAutoencoder(CONFIG)
+    model = ShapeAutoencoder(CONFIG).to(DEVICE)
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
-        return autoencoder_loss(model, unpack(augment(shapes.grids[rows[indices]])))
+        return autoencoder_loss(model, unpack(augment(shapes.grids[rows[indices]].to(DEVICE))))
 
     weights = train(
         NAME,
         model,
         optimizers_of(model),
         Schedule(arguments.steps, warmup=30, cooldown=0.5),
-        lambda step: shuffled_batches(len(rows), BATCH, SEED, step),
+        lambda step: shuffled_batches(len(rows), arguments.batch, SEED, step),
         loss_of,
         lambda step: evaluate(model, shapes, step),
         seed=SEED,
         ema_decay=0.998,
         log_every=25,
-        evaluate_every=325,
+        evaluate_every=400,
     )
     model.load_state_dict(weights)
     publish(model.eval(), shapes, Path("assets/weights") / f"{NAME}-lite")

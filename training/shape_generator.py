@@ -1,6 +1,6 @@
 """Recipe of ``assets/weights/shape-generator-lite``: from a vector of CLIP-lite's space to the latents of a shape.
 
-    python -m training.shape_generator --data FOLDER
+    python -m training.shape_generator --data FOLDER [--batch B] [--steps N]
 
 Flow matching. Every shape and its mirror image is encoded once; each time one is met, its condition is the CLIP-lite
 vector of its icon, of a rendered view of it, or of words for it, a little noisy, so that the generator forgives the
@@ -28,14 +28,14 @@ from pipelines.xbind.views import shaded
 from training.bridges import vectors_of_space
 from training.captions import with_article
 from training.images import save_sheet, to_tensor
-from training.loop import STATE, Metrics, Schedule, optimizer_groups, shuffled_batches, train
+from training.loop import DEVICE, STATE, Metrics, Schedule, optimizer_groups, shuffled_batches, train
 from training.picture_text import Phrases
 from training.pictures import data_folder
 from training.publish import write_sums
 from training.shapes import Shape, Shapes, Split, load_shapes
 from training.sound_diffusion import NULL_SHARE, soften
 
-SEED, BATCH, STEPS = 73, 32, 2700
+SEED, BATCH, STEPS = 73, 64, 5700
 NAME, AUTOENCODER = "shape-generator", "shape-autoencoder"
 SPACE = "picture-text"
 CONFIG = ShapeGeneratorConfig()
@@ -108,10 +108,10 @@ def latents_of(shapes: Shapes, weights: Path) -> Tensor:
     """(2, N, 3, C, p, p): all shapes, then all in a mirror."""
 
     def batches() -> Iterator[Tensor]:
-        model = load_shape_autoencoder(weights)
+        model = load_shape_autoencoder(weights).to(DEVICE)
         for axes in ((), (2,)):
             for start in range(0, len(shapes.items), 16):
-                yield model.encode(shapes.batch(shapes.items[start : start + 16]).flip(axes))
+                yield model.encode(shapes.batch(shapes.items[start : start + 16]).flip(axes).to(DEVICE)).cpu()
 
     return vectors_of_space("shape-latents", weights, 2 * len(shapes.items), batches).unflatten(0, (2, -1))
 
@@ -156,9 +156,9 @@ def spread_times(count: int, offset: Tensor) -> Tensor:
 
 def flow_loss(model: ShapeGenerator, latents: Tensor, conditions: Tensor) -> tuple[Tensor, Metrics]:
     """Softened ``conditions`` (B, D), a tenth of them replaced by the null condition."""
-    null = torch.rand(len(conditions), 1) < NULL_SHARE
+    null = torch.rand(len(conditions), 1, device=conditions.device) < NULL_SHARE
     given = torch.where(null, model.null_condition, soften(conditions))
-    times = spread_times(len(latents), torch.rand(()))
+    times = spread_times(len(latents), torch.rand(())).to(latents.device)
     return flow_errors(model, latents, given, times, torch.randn_like(latents)).mean(), {}
 
 
@@ -202,7 +202,7 @@ class Evaluation:
         for split, part in self.examples.items():
             metrics[f"{split}_velocity"] = self._velocity(part)
             asked = self.asked[split]
-            latents = self.model.sample(self._vectors(asked), SAMPLING_STEPS, GUIDANCE, range(len(asked)))
+            latents = self.model.sample(self._vectors(asked).to(DEVICE), SAMPLING_STEPS, GUIDANCE, range(len(asked)))
             grids = self._grids(latents)
             metrics[f"{split}_generated"] = self._named(grids, asked)
             shown = few(range(len(asked)), SHOWN)
@@ -216,7 +216,7 @@ class Evaluation:
         latents, conditions = part.latents[0, rows], part.pictures[0, rows, 0]
         noise = torch.randn(latents.shape, generator=generator)
         times = spread_times(len(rows), torch.tensor(0.5))[torch.randperm(len(rows), generator=generator)]
-        columns = zip(*(values.split(BATCH) for values in (latents, conditions, times, noise)), strict=True)
+        columns = zip(*(values.to(DEVICE).split(BATCH) for values in (latents, conditions, times, noise)), strict=True)
         return torch.cat([flow_errors(self.model, *values) for values in columns]).mean()
 
     def _vectors(self, names: Sequence[str]) -> Tensor:
@@ -235,7 +235,7 @@ class Evaluation:
 
     def _grids(self, latents: Tensor) -> list[Tensor]:
         size = self.autoencoder.config.size
-        return [self.autoencoder.grid(one[None], size)[0].float() for one in latents]
+        return [self.autoencoder.grid(one[None].to(DEVICE), size)[0].float().cpu() for one in latents]
 
     @torch.no_grad()
     def _named(self, grids: Sequence[Tensor], names: Sequence[str]) -> Tensor:
@@ -268,6 +268,7 @@ def save_objects(grids: Sequence[Tensor], names: Sequence[str], path: Path) -> N
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the table of shapes")
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--steps", type=int, default=STEPS)
     arguments = parser.parse_args()
     shapes = load_shapes(data_folder(arguments.data))
@@ -275,25 +276,26 @@ def main() -> None:
     examples = load_examples(shapes, space)
     known = examples["train"]
     torch.manual_seed(SEED)
-    model = ShapeGenerator(CONFIG)
-    autoencoder = load_shape_autoencoder(WEIGHTS / f"{AUTOENCODER}-lite")
+    model = ShapeGenerator(CONFIG).to(DEVICE)
+    autoencoder = load_shape_autoencoder(WEIGHTS / f"{AUTOENCODER}-lite").to(DEVICE)
     evaluation = Evaluation(model, autoencoder, space, examples)
     print(" ".join(f"{name} {float(value):.3f}" for name, value in evaluation.known.items()), flush=True)
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
-        return flow_loss(model, *known.draw(indices, np.random.default_rng((SEED, step))))
+        latents, conditions = known.draw(indices, np.random.default_rng((SEED, step)))
+        return flow_loss(model, latents.to(DEVICE), conditions.to(DEVICE))
 
     weights = train(
         NAME,
         model,
         [torch.optim.AdamW(optimizer_groups(model, 5e-4, 0.01), betas=(0.9, 0.99))],
         Schedule(arguments.steps, warmup=100, cooldown=0.5),
-        lambda step: shuffled_batches(2 * len(known.items), BATCH, SEED, step),
+        lambda step: shuffled_batches(2 * len(known.items), arguments.batch, SEED, step),
         loss_of,
         evaluation,
         seed=SEED,
         ema_decay=0.998,
-        evaluate_every=900,
+        evaluate_every=1900,
     )
     model.load_state_dict(weights)
     target = WEIGHTS / f"{NAME}-lite"

@@ -138,11 +138,13 @@ def decode(encoded: bytes) -> np.ndarray:
     return samples
 
 
-def sound_arguments(description: str | None, steps: int) -> argparse.ArgumentParser:
-    """The command line that the sound recipes share."""
+def sound_arguments(description: str | None, steps: int, batch: int | None = None) -> argparse.ArgumentParser:
+    """The command line that the sound recipes share; with ``batch``, its size can be chosen."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--data", help="folder of the sound table")
     parser.add_argument("--steps", type=int, default=steps)
+    if batch is not None:
+        parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--permissive-only", action="store_true", help="train on CC0, MIT and public domain clips only")
     return parser
 

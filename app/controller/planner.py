@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 from app.controller.compiler import Goal, NoRouteError, Seconds, compile_plan, reachable
 from app.controller.edits import edit_goals
@@ -188,12 +189,21 @@ class Controller:
         return tuple(Choice(f"{_a(m).capitalize()} instead", f"{NAMES[m]} of {words or 'it'}") for m in made)
 
     def _examples(self) -> tuple[Choice, ...]:
-        texts = [texts[0] for pipeline in self.registry for texts in pipeline.examples if len(texts) == 1]
-        return tuple(Choice(text, text) for text in texts[:3])
+        return tuple(Choice(text, text) for text in example_requests(self.registry)[:3])
 
 
 NAMES = {"text": "a description", "image": "a picture", "audio": "a sound", "video": "a clip", "mesh": "a 3-D object"}
 NOTHING = "There is nothing here that this could be about yet."
+
+
+def example_requests(registry: Registry) -> list[str]:
+    """What may be asked for in words alone: of each pipeline its first example, then of each its second, and so on."""
+    columns = []
+    for pipeline in registry:
+        texts = [texts[0] for texts in pipeline.examples if len(texts) == 1]
+        made = pipeline.routes[0].output
+        columns.append(texts if made == "image" else [f"{_a(made)} of {text}" for text in texts])
+    return [text for row in zip_longest(*columns) for text in row if text]
 
 
 def _a(medium: str) -> str:

@@ -12,7 +12,7 @@ from typing import cast
 from app.assistant import Assistant
 from app.controller.executor import Done, Failed, Running, Skipped, Started, StepEvent
 from app.controller.plan import ARTIFACT, TEXT, UPLOAD, Plan, Step, check
-from app.controller.planner import Answer, Choice
+from app.controller.planner import Answer, Choice, example_requests
 from app.library import Entry
 from app.studio import InternalError, Studio, reporting
 from app.ui.replies import exchange, instead_of_words, named
@@ -37,13 +37,12 @@ class Host:
     @property
     def examples(self) -> list[str]:
         """Requests to begin with: things to see or to hear, and one of each way to turn one into another."""
-        plain, turning = [], []
+        turning = []
         for pipeline in self.studio.registry:
-            plain += [texts[0] for texts in pipeline.examples if len(texts) == 1]
             made = pipeline.routes[0].output
             pairs = [texts for texts in pipeline.examples if len(texts) == 2]
             turning += [f"a {NAMES.get(made, made)} of {a} turning into {b}" for a, b in pairs[:1]]
-        return [*plain[: EXAMPLES - len(turning)], *turning]
+        return [*example_requests(self.studio.registry)[: EXAMPLES - len(turning)], *turning]
 
     def take(self, talk: Talk, prompt: str, files: Sequence[str]) -> None:
         """Answer ``prompt`` about the attached ``files``, which are paths, and note what is to be run.

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.nets.attention import attention
+from models.packing import pack_int8, unpack_int8
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "ShapeAutoencoder"
@@ -206,10 +207,10 @@ class ShapeAutoencoder(nn.Module):
         return torch.cat([read[..., :1].tanh(), read[..., 1:].sigmoid()], -1)
 
     def save_pretrained(self, folder: Path) -> None:
-        """``config.json`` and ``model.safetensors`` in float16."""
+        """``config.json`` and ``model.safetensors``, large tensors as int8 rows (:mod:`models.packing`)."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps({"_class_name": KIND, **asdict(self.config)}, indent=2) + "\n")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_file(pack_int8(self.state_dict()), folder / WEIGHTS)
 
 
 def _initialise(module: nn.Module, layers: int) -> None:
@@ -233,5 +234,5 @@ def load_shape_autoencoder(folder: Path) -> ShapeAutoencoder:
     if config.pop("_class_name", None) != KIND:
         raise UserError(f"The weights in '{folder}' are no shape autoencoder.", f"It must be a {KIND}.")
     model = ShapeAutoencoder(ShapeAutoencoderConfig(**config))
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(unpack_int8(load_file(folder / WEIGHTS)))
     return model.eval()

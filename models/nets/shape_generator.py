@@ -24,6 +24,7 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.nets.attention import attention
+from models.packing import pack_int8, unpack_int8
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "ShapeGenerator"
@@ -155,10 +156,10 @@ class ShapeGenerator(nn.Module):
             raise ValueError(f"expected 1 to {MOST_STEPS} steps and a finite guidance, not {steps} and {guidance}")
 
     def save_pretrained(self, folder: Path) -> None:
-        """``config.json`` and ``model.safetensors`` in float16."""
+        """``config.json`` and ``model.safetensors``, large tensors as int8 rows (:mod:`models.packing`)."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps({"_class_name": KIND, **asdict(self.config)}, indent=2) + "\n")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_file(pack_int8(self.state_dict()), folder / WEIGHTS)
 
 
 def load_shape_generator(folder: Path) -> ShapeGenerator:
@@ -170,7 +171,7 @@ def load_shape_generator(folder: Path) -> ShapeGenerator:
     if config.pop("_class_name", None) != KIND:
         raise UserError(f"The weights in '{folder}' are no shape generator.", f"It must be a {KIND}.")
     model = ShapeGenerator(ShapeGeneratorConfig(**config))
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(unpack_int8(load_file(folder / WEIGHTS)))
     return model.eval()
 
 
