@@ -21,6 +21,9 @@ REQUESTS_HELP = """many requests: a line of JSON each, {"prompt": "...", "inputs
 enough; a line of JSON comes out for each, in the same order"""
 SET_HELP = """settings of the pipeline, NAME=VALUE; a value is read as JSON if it is JSON, else as text
 (so the text 12 is written NAME='"12"')"""
+PICTURES_HELP = """a folder of what was seen, each file numbered as the scans' 'image_id' says (42.png), or a .csv table
+of numbers and files; for scans without 'image_id' a picture for each trial, in order"""
+DECODER_HELP = """where the decoder goes with the new adapter in it; one that is there already gets it too"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -51,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: str, settings: Settings, arguments: argparse.Namespace) -> int:
     # torch takes seconds to import: not before the arguments are known to be right
-    from app import commands, model_commands, plan_commands
+    from app import brain_commands, commands, model_commands, plan_commands
     from app.studio import InternalError, reporting
 
     chosen: dict[str, Callable[[Settings, argparse.Namespace], int]] = {
@@ -60,6 +63,7 @@ def _run(command: str, settings: Settings, arguments: argparse.Namespace) -> int
         "plan": plan_commands.plan,
         "pipelines": commands.pipelines,
         "models": model_commands.models,
+        "adapt-subject": brain_commands.adapt_subject,
         "doctor": commands.examine,
     }
     try:
@@ -100,6 +104,13 @@ def _parser() -> argparse.ArgumentParser:
     pipelines.add_argument("names", nargs="*", metavar="NAME", help="only these")
     models = commands.add_parser("models", help="list, fetch, verify and free the models")
     _add_model_actions(models)
+    adapt = commands.add_parser("adapt-subject", help="teach the brain decoder a new subject, from scans and pictures")
+    adapt.add_argument("scans", nargs="+", metavar="SCANS", help="a file of at least 50 trials; with it, their mask")
+    adapt.add_argument("--pictures", required=True, metavar="FOLDER", help=PICTURES_HELP)
+    adapt.add_argument("--subject", required=True, metavar="NAME", help="whose scans they are")
+    adapt.add_argument("-o", "--out", required=True, metavar="FOLDER", help=DECODER_HELP)
+    adapt.add_argument("--json", action="store_true", help="print the learning curve as JSON")
+    _add_settings(adapt, ["local_weights"])
     doctor = commands.add_parser("doctor", help="say what works on this machine, and why not")
     _add_settings(doctor, every)
     for listing in (pipelines, doctor):

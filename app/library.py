@@ -182,7 +182,7 @@ class Library:
             connection.execute("INSERT INTO runs (recipe, entries) VALUES (?, ?)", (recipes.pop(), ids))
 
     def made_by(self, provenance: Provenance) -> list[Entry]:
-        """Everything that the newest run of this provenance, whatever its ``index``, made, in order.
+        """Everything that the newest run of this provenance, whatever its ``index`` and ``badge``, made, in order.
 
         Empty if there was none, or something of it is gone or was changed by hand.
         """
@@ -344,8 +344,8 @@ def _is_whole(path: Path) -> bool:
 
 
 def _recipe(provenance: Provenance) -> str:
-    """What the provenances of a run's artifacts have in common."""
-    return digest(provenance.model_copy(update={"index": 0}).to_json())
+    """What the provenances of a run's artifacts have in common, and is known before the run."""
+    return digest(provenance.model_copy(update={"index": 0, "badge": ""}).to_json())
 
 
 def _age(path: Path) -> float:

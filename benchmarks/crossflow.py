@@ -36,6 +36,7 @@ OBJECTS = ("apple", "car", "book", "heart", "balloon", "hat", "fish", "flower", 
 HUES = {name: colour.hue for name, colour in COLOURS.items()}
 SEEDS = 4
 PARTS = ("quality", "colours", "speed")
+GUIDANCE: float = CrossFlow.params_type.model_fields["guidance_scale"].default
 
 
 def generate(manager: ModelManager, captions: Sequence[tuple[str, str | None]], **params: Any) -> Tensor:
@@ -165,7 +166,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the picture tables")
     parser.add_argument("--count", type=int, default=120, help="prompts of a split")
-    parser.add_argument("--guidance", type=float, default=3.0)
+    parser.add_argument("--guidance", type=float, default=GUIDANCE)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     manager = build_manager(load_settings(profile="lite"))

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
 import numpy as np
-from pydantic import BaseModel, BeforeValidator, ConfigDict, JsonValue
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue
 from pydantic_core import to_jsonable_python
 
 from models.errors import UserError
@@ -32,7 +32,7 @@ class Provenance(BaseModel):
 
     ``inputs``: one description an input, ``{"medium": "text", "text": ...}`` or ``{"medium": ..., "hash": ...}``;
     ``parents``: content hashes of the inputs that are not text; ``index``: which of the run's artifacts this is;
-    ``version``: of Synesthete.
+    ``version``: of Synesthete; ``badge``: a sentence or two that must stand beside the artifact wherever it is shown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +45,7 @@ class Provenance(BaseModel):
     models: tuple[ModelRecord, ...]
     index: int = 0
     version: str
+    badge: str = Field("", max_length=400)
 
     def to_json(self) -> str:
         """One line of ASCII with sorted keys, so that equal provenances are equal bytes."""

@@ -23,6 +23,7 @@ from models.errors import UserError
 from models.nets import brain_fitting
 from models.nets.brain_decoder import BrainDecoder, BrainDecoderConfig, Decoded, load_brain_decoder
 from models.nets.brain_fitting import Pairs, by_picture, contrastive_loss, fit_adapter, mix, soft_shares, solve_linear
+from models.nets.brain_measures import Means, chance, measure
 from tests.tiny_brains import TEST, VALIDATION, tiny_world
 from training import brain_decoder, brain_simulator, bridges, loop, picture_text
 from training.brain_decoder import (
@@ -37,7 +38,6 @@ from training.brain_decoder import (
     score,
     train_decoder,
 )
-from training.brain_measures import Means, chance, measure
 
 V = 300
 TRIALS = 400
@@ -132,6 +132,26 @@ def test_a_saved_decoder_decodes_the_same(decoder: BrainDecoder, tmp_path: Path)
     before, after = decoder.decode("S1", scans), loaded.decode("S1", scans)
     assert F.cosine_similarity(before.semantic, after.semantic).min() > 0.9999
     torch.testing.assert_close(before.low_level, after.low_level, atol=0.02, rtol=0.01)
+
+
+def test_what_is_decoded_is_called_by_the_pictures_it_is_nearest_to(decoder: BrainDecoder, tmp_path: Path) -> None:
+    seen = random_pairs(3).semantic
+    with pytest.raises(UserError, match="no names"):
+        decoder.nearest(seen, 1)
+    with pytest.raises(ValueError, match="do not fit together"):
+        decoder.name_concepts(["a bell"], seen)
+    decoder.name_concepts(["a bell", "rain", "an owl"], seen)
+    decoder.save_pretrained(tmp_path)
+    loaded = load_brain_decoder(tmp_path)
+    for model in (decoder, loaded):
+        named = model.nearest(seen, 5)
+        assert [near[0].name for near in named] == ["bell", "rain", "owl"] and [len(near) for near in named] == [3] * 3
+        for near in named:
+            assert near[0].cosine == pytest.approx(1, abs=1e-2) and near[0].cosine > near[1].cosine > near[2].cosine
+    # As seen from the mean picture, which the lengths of vectors have no say in.
+    farther = decoder.center + 7 * (seen[1:2] - decoder.center)
+    [[nearest]] = decoder.nearest(farther, 1)
+    assert nearest.sentence == "rain" and nearest.cosine == pytest.approx(1, abs=1e-4)
 
 
 def test_other_folders_are_no_decoders(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
-"""The fMRI pipeline: the shipped captioner and CrossFlow behind a small decoder of a brain that answers in straight
-lines to concepts and coarse pictures."""
+"""The fMRI pipeline: the shipped CrossFlow behind a small decoder of a brain that answers in straight lines to concepts
+and coarse pictures."""
 
 from __future__ import annotations
 
@@ -14,27 +14,31 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from models.captioner import Captioner, load_captioner
 from models.catalog import catalog
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
-from models.nets.brain_decoder import BrainDecoder, BrainDecoderConfig
+from models.nets.brain_decoder import BrainDecoder, BrainDecoderConfig, load_brain_decoder
 from models.nets.brain_fitting import Pairs, solve_linear
 from pipelines.base import Produced, Runtime
-from pipelines.fmri.pipeline import FMRI, GUIDED, OF_MEASUREMENT, OF_SIMULATED_SUBJECT, OF_SIMULATION
+from pipelines.fmri.pipeline import (
+    FMRI,
+    GUIDED,
+    OF_ADAPTED_SUBJECT,
+    OF_MEASUREMENT,
+    OF_SIMULATED_SUBJECT,
+    OF_SIMULATION,
+)
 from pipelines.formats.scans.files import PERCENT, RAW, SIMULATED, Z_SCORED
 from pipelines.media import Artifact, BrainScan, Image, Text
 from tests.tiny_models import CPU, spec_of
 
 PIPELINE = FMRI()
-VOXELS, SEEN = 400, 300
-SIMULATED_ONLY = {"brain-decoder", "picture-captioner"}
+VOXELS, ADAPTED, SEEN = 400, 380, 300
 
 
 class Brain(NamedTuple):
     manager: ModelManager
     decoder: BrainDecoder
-    captioner: Captioner
     pairs: Pairs  # z-scored scans and what was seen
 
     def scan(self, row: int, **others: Any) -> BrainScan:
@@ -45,10 +49,9 @@ class Brain(NamedTuple):
 @pytest.fixture(scope="module")
 def brain(tmp_path_factory: pytest.TempPathFactory) -> Brain:
     torch.manual_seed(0)
-    captioner = load_captioner(Path("assets/weights/picture-captioner-lite"))
-    assert isinstance(captioner, Captioner)
-    chosen = torch.randperm(len(captioner.sentences))[:SEEN]
-    semantic = F.normalize(captioner.concepts[chosen].float(), dim=1)
+    shipped = load_brain_decoder(Path("assets/weights/brain-decoder-lite"))
+    chosen = torch.randperm(len(shipped.sentences))[:SEEN]
+    semantic = F.normalize(shipped.concepts[chosen], dim=1)
     low_level = F.interpolate(torch.randn(SEEN, 8, 2, 2), (8, 8), mode="bilinear")
     answers = torch.cat([semantic * 16, low_level.flatten(1)], 1) @ torch.randn(768, VOXELS) / 24
     values = (answers - answers.mean(0)) / answers.std(0)
@@ -57,9 +60,12 @@ def brain(tmp_path_factory: pytest.TempPathFactory) -> Brain:
     decoder.add_subject("S1", "0" * 64, torch.full((VOXELS,), 0.5), torch.full((VOXELS,), 2.0))
     pairs = Pairs(values, semantic, low_level)
     solve_linear(decoder, "S1", pairs)
+    decoder.add_subject("Ann", "", torch.ones(ADAPTED), torch.ones(ADAPTED))
+    solve_linear(decoder, "Ann", pairs._replace(values=values[:, :ADAPTED]))
+    decoder.name_concepts(shipped.sentences, shipped.concepts)
     spec = spec_of("brain-decoder", tmp_path_factory.mktemp("decoder"), load=lambda _: decoder.eval())
     specs = {key: spec for key, spec in catalog("lite").items() if key in FMRI.models}
-    return Brain(ModelManager({**specs, "brain-decoder": spec}, CPU, 2 * 10**9), decoder, captioner, pairs)
+    return Brain(ModelManager({**specs, "brain-decoder": spec}, CPU, 2 * 10**9), decoder, pairs)
 
 
 def made(brain: Brain, *scans: Artifact, **params: Any) -> list[Artifact]:
@@ -83,7 +89,7 @@ def percentile(lines: list[str]) -> int:
 def test_what_was_seen_is_named_and_its_control_is_not(brain: Brain) -> None:
     named = by_chance = 0
     for row in range(0, 60, 5):
-        seen = brain.captioner.nearest(brain.pairs.semantic[row][None], 1)[0][0].name
+        seen = brain.decoder.nearest(brain.pairs.semantic[row][None], 1)[0][0].name
         for shuffled in (False, True):
             _, lines = picture_and_words(brain, brain.scan(row), shuffled=shuffled, num_inference_steps=1)
             found = f" {seen} " in lines[1]
@@ -140,9 +146,18 @@ def test_repeats_are_averaged_and_one_trial_can_be_chosen(brain: Brain) -> None:
 
 
 def test_every_answer_says_what_kind_of_data_it_is_of(brain: Brain) -> None:
-    for origin, badge in ((SIMULATED, OF_SIMULATION), ("uploaded", OF_SIMULATED_SUBJECT)):
-        lines = picture_and_words(brain, brain.scan(2, origin=origin))[1]
-        assert lines[-2:] == [badge, GUIDED]
+    ann = BrainScan(brain.pairs.values[2, :ADAPTED].numpy(), "voxels", "Ann", Z_SCORED)
+    for scan, badge in (
+        (brain.scan(2, origin=SIMULATED), OF_SIMULATION),
+        (brain.scan(2, origin="uploaded"), OF_SIMULATED_SUBJECT),
+        (ann, OF_ADAPTED_SUBJECT),
+        (BrainScan.load(MEASURED_EXAMPLES[0]), OF_MEASUREMENT),
+    ):
+        picture, words = made(brain, scan, num_inference_steps=1)
+        assert isinstance(words, Text) and words.text.splitlines()[-2:] == [badge, GUIDED]
+        assert picture.provenance is not None and picture.provenance.badge == f"{badge} {GUIDED}"
+    [picture, _] = made(brain, brain.scan(2), num_inference_steps=1, shuffled=True)
+    assert picture.provenance is not None and "what comes of nothing" in picture.provenance.badge
 
 
 MEASURED_EXAMPLES = sorted(Path("assets/examples/scans").glob("measured-*.npz"))
@@ -164,8 +179,8 @@ def test_of_measured_scans_the_kind_is_told_and_of_shuffled_ones_it_is_not(brain
 
 def test_only_the_models_of_its_brain_are_named(brain: Brain) -> None:
     params = PIPELINE.parse_params({})
-    for scan, unused in ((brain.scan(0), {"category-decoder"}), (BrainScan.load(MEASURED_EXAMPLES[0]), SIMULATED_ONLY)):
-        assert set(PIPELINE.models_for([scan], params)) == set(FMRI.models) - unused
+    for scan, unused in ((brain.scan(0), "category-decoder"), (BrainScan.load(MEASURED_EXAMPLES[0]), "brain-decoder")):
+        assert set(PIPELINE.models_for([scan], params)) == set(FMRI.models) - {unused}
 
 
 def test_a_measured_brain_of_other_voxels_is_refused(brain: Brain) -> None:

@@ -36,8 +36,8 @@ from models.nets.brain_fitting import (
     soft_shares,
     solve_linear,
 )
+from models.nets.brain_measures import Means, Ridge, chance, measure
 from training.brain_features import Features, make_features
-from training.brain_measures import Means, Ridge, chance, measure
 from training.brain_simulator import (
     SCALE,
     VOXELS,
@@ -118,7 +118,10 @@ def reduced_latents(pictures: Pictures, weights: Path) -> Tensor:
 def load_world(folder: Path) -> World:
     """The picture tables in ``folder``, by the trained spaces."""
     verify_checksums(folder)
-    pictures = load_pictures(folder)
+    return world_of(load_pictures(folder))
+
+
+def world_of(pictures: Pictures) -> World:
     vectors = picture_vectors(pictures, WEIGHTS / "picture-text-lite")
     latents = reduced_latents(pictures, WEIGHTS / "autoencoder-lite")
     training = np.array([item.row for item in pictures.select("train")])
@@ -267,10 +270,7 @@ def compare(world: World, recordings: Sequence[Recording], decoder: BrainDecoder
     """By subject: the decoder, ridge, the decoder given each time the scan of another picture ("shuffled"), and the
     mean noise ceiling of the voxels."""
     rows: dict[str, dict[str, Row]] = {}
-    # Not the next row of the table, which is often of the same kind.
-    order = np.random.default_rng(SEED).permutation(len(world.held_out["test"]))
-    others = np.empty_like(order)
-    others[order] = np.roll(order, 1)
+    others = other_rows(len(world.held_out["test"]))
     for recording in recordings:
         swapped = {count: values[others] for count, values in recording.held_out["test"].items()}
         mismatched = replace(recording, held_out={"test": swapped})
@@ -283,6 +283,14 @@ def compare(world: World, recordings: Sequence[Recording], decoder: BrainDecoder
             "voxels": ceilings,
         }
     return rows
+
+
+def other_rows(count: int) -> np.ndarray:
+    """For each of so many rows another one; not the next of the table, which is often of the same kind."""
+    order = np.random.default_rng(SEED).permutation(count)
+    others = np.empty_like(order)
+    others[order] = np.roll(order, 1)
+    return others
 
 
 def few_trials(world: World, recording: Recording, decoder: BrainDecoder, counts: Sequence[int]) -> dict[str, Row]:

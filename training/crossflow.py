@@ -221,7 +221,7 @@ class Evaluation:
     def _samples(self, items: Sequence[Picture]) -> Tensor:
         captions = _captions(items)
         return self._decoded(
-            sample_captions(self.model.flow, self.states, captions, steps=16, guidance_scale=3.0, seed=SEED)
+            sample_captions(self.model.flow, self.states, captions, steps=16, guidance_scale=1.5, seed=SEED)
         )
 
     def _decoded(self, latents: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from app.ui.gallery_tab import GalleryTab
 from app.ui.machine_tab import MachineTab
 from app.ui.metrics import metrics_route
 from app.ui.notices import LIGHT, telling
+from app.ui.objects import view_route
 from app.ui.panels import Panels
 from app.ui.theme import HERE, head, theme
 
@@ -59,5 +60,5 @@ def launch(studio: Studio) -> None:
         ssr_mode=False,
         share=False,
         run_history=False,
-        app_kwargs={"routes": [metrics_route(studio), download_route(studio)]},
+        app_kwargs={"routes": [metrics_route(studio), download_route(studio), view_route(studio)]},
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.controller.planner import Choice
 from app.studio import InternalError
-from app.ui.markup import can_vary, data_uri, downloads, file_url, full_size, glyph_cover, provenance
+from app.ui.markup import badge, can_vary, data_uri, downloads, file_url, full_size, object_view, provenance
 from app.ui.replies import about, reply, seconds
 from app.ui.talk import NAMES, Piece, StepState, Talk, Turn, described
 from models.errors import UserError
@@ -178,10 +178,11 @@ def _piece(piece: Piece, pipelines: dict[str, Pipeline]) -> str:
     """A piece with what can be done with it; an attachment is only shown."""
     entry, title = piece.entry, piece.title or NAMES.get(piece.medium, piece.medium)
     if entry is None:
-        content, tools = _thumbnail(piece), ""
+        content, tools, said = _thumbnail(piece), "", ""
     else:
         is_object = piece.medium == "mesh" and not entry.missing
-        content = glyph_cover(entry) if is_object else full_size(entry, piece.words, piece.waveform)
+        content = object_view(entry, entry.title) if is_object else full_size(entry, piece.words, piece.waveform)
+        said = badge(entry)
         tools = downloads(entry, "tool") + _button("remix", entry.id, "Remix", "tool")
         tools += _button("vary", entry.id, "Variation", "tool") if can_vary(entry, pipelines.values()) else ""
         tools += _button("open", entry.id, "Turn it around" if piece.medium == "mesh" else "Full size", "tool")
@@ -189,7 +190,7 @@ def _piece(piece: Piece, pipelines: dict[str, Pipeline]) -> str:
         tools += f'<details class="recipe" data-key="{key}"><summary>Details</summary>{provenance(entry)}</details>'
     return (
         f'<figure class="piece {escape(piece.medium)}" data-number="{piece.number}"><div class="frame">{content}</div>'
-        f'<figcaption><p class="named"><span class="number">@{piece.number}</span> '
+        f'<figcaption>{said}<p class="named"><span class="number">@{piece.number}</span> '
         f'<span dir="auto">{escape(title)}</span></p><div class="tools">{tools}</div></figcaption></figure>'
     )
 

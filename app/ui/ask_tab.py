@@ -47,7 +47,7 @@ LIGHT_UP = """() => {
     opener?.focus();
   }, { once: true });
 }"""
-LEAVE = """() => document.querySelector(".lightbox button.leave")?.click()"""
+LEAVE = """() => document.querySelector(".lightbox:has(.stage) button.leave")?.click()"""
 
 # A browser's tab keeps its own conversation: two tabs are two conversations, and a new one begins empty.
 KEEP = """(kept) => { try { sessionStorage.setItem("synesthete-talk", kept); } catch { /* full, or forbidden */ } }"""
@@ -82,7 +82,7 @@ class AskTab:
                     stop_btn=False,
                     elem_classes=["box"],
                 )
-        with gr.Column(visible=False, elem_classes=["lightbox"]) as self._lightbox:
+        with gr.Column(elem_classes=["lightbox"]):
             self._leave = gr.Button("Close", size="sm", min_width=0, elem_classes=["leave"])
             self.viewer = Viewer(studio, "Object")
         self._kept = gr.Textbox("", visible=False)
@@ -116,11 +116,11 @@ class AskTab:
         self._box.stop(self._on_stop, [self._talk], answered, **LIGHT)
         adjusting = self.log.adjust(telling(self._on_adjust), [self._talk], [self._editor.editing], **QUICK)
         adjusting.then(None, js=COME_INTO_VIEW, api_visibility="private")
-        opened = self.log.open(telling(self._on_open), None, [self._lightbox, *self.viewer.outputs], **LIGHT)
+        opened = self.log.open(telling(self._on_open), None, self.viewer.outputs, **LIGHT)
         opened.then(None, js=LIGHT_UP, api_visibility="private")
         for elsewhere in (self.viewer.stage.remix, self.viewer.stage.vary):
             elsewhere(None, js=LEAVE, api_visibility="private")
-        self._leave.click(self._on_leave, None, [self._lightbox, *self.viewer.outputs], **LIGHT)
+        self._leave.click(self._on_leave, None, self.viewer.outputs, **LIGHT)
 
     def begin(self, page: gr.Blocks, tab: gr.Tab) -> None:
         """Have the conversation restored when the page is loaded, and the box named whenever it is drawn anew."""
@@ -205,7 +205,7 @@ class AskTab:
         return self._editor.open(talk, int(event.entry))
 
     def _on_open(self, event: gr.EventData) -> Updates:
-        return {self._lightbox: gr.Column(visible=True)} | self.viewer.show(self._studio.library.get(event.entry))
+        return self.viewer.show(self._studio.library.get(event.entry))
 
     def _on_leave(self) -> Updates:
-        return {self._lightbox: gr.Column(visible=False)} | self.viewer.say("")
+        return self.viewer.say("")

@@ -34,7 +34,7 @@ class GalleryTab:
                 min_width=220,
             )
         with gr.Row(elem_classes=["shelf"]):
-            with gr.Column(scale=4, min_width=320, visible=False, elem_classes=["opened"]) as self._opened:
+            with gr.Column(scale=4, min_width=320, elem_classes=["opened"]):
                 self.viewer = Viewer(studio, "Object", removable=True)
             with gr.Column(scale=8, min_width=320):
                 self._grid = gr.HTML(js_on_load=markup.FORWARD_PRESSES, apply_default_css=False)
@@ -71,17 +71,16 @@ class GalleryTab:
         # Once more after each answer, with what is asked by then: quick typing may have its answers out of order.
         gr.on(changes, **search, **LIGHT).then(**search, **LIGHT)
         self._more.click(telling(self._show_more), self.query, self.listing, **LIGHT)
-        viewing = [self._opened, *self.viewer.outputs]
-        opened = self._grid.open(telling(self._on_open), outputs=viewing, **LIGHT)
+        opened = self._grid.open(telling(self._on_open), outputs=self.viewer.outputs, **LIGHT)
         opened.then(None, js=FOCUS, api_visibility="private")
-        self.viewer.stage.close(lambda: self._closed(), outputs=viewing, **LIGHT)
-        self.viewer.stage.remove(telling(self._on_remove), self.query, [*viewing, *self.listing], **LIGHT)
+        self.viewer.stage.close(lambda: self._closed(), outputs=self.viewer.outputs, **LIGHT)
+        self.viewer.stage.remove(telling(self._on_remove), self.query, [*self.viewer.outputs, *self.listing], **LIGHT)
 
     def _on_open(self, event: gr.EventData) -> Updates:
-        return {self._opened: gr.Column(visible=True)} | self.viewer.show(self._studio.library.get(event.entry))
+        return self.viewer.show(self._studio.library.get(event.entry))
 
     def _closed(self) -> Updates:
-        return {self._opened: gr.Column(visible=False)} | self.viewer.say("")
+        return self.viewer.say("")
 
     def _on_remove(self, search: str, medium: str, shown: int, event: gr.EventData) -> Updates:
         self._studio.library.remove(event.entry)

@@ -128,12 +128,18 @@ def result(
     return (
         f'<section class="stage result {kind}" tabindex="-1" aria-label="{escape(entry.title)}">'
         f'{close if removable else ""}<div class="frame">{full_size(entry, words, waveform)}</div>'
-        f'<h2 dir="auto">{escape(entry.title)}</h2>'
+        f'{badge(entry)}<h2 dir="auto">{escape(entry.title)}</h2>'
         f'<div class="actions">{downloads(entry, "action")}'
         f'<button type="button" class="action" data-event="remix" data-entry="{name}">Remix</button>'
         f"{vary}{remove if removable else ''}</div>"
         f'<details class="recipe"><summary>Details</summary>{provenance(entry)}</details></section>'
     )
+
+
+def badge(entry: Entry) -> str:
+    """What must be said beside it wherever it is shown; mostly nothing."""
+    said = entry.provenance.badge
+    return f'<span class="badge" dir="auto">{escape(said)}</span>' if said else ""
 
 
 def can_vary(entry: Entry, pipelines: Iterable[Pipeline]) -> bool:
@@ -182,6 +188,11 @@ def _is_picture(entry: Entry) -> bool:
     return entry.medium == "image" or (entry.medium == "video" and entry.path.suffix == ".webp")
 
 
+def object_view(entry: Entry, said: str) -> str:
+    """A picture of an object (:mod:`app.ui.objects`); ``said``: what it is called for those who do not see it."""
+    return f'<img src="view/{escape(entry.id)}" alt="{escape(said)}" loading="lazy">'
+
+
 def glyph_cover(entry: Entry) -> str:
     """For what cannot be seen: the colours of its title's letters, as a synesthete would have them."""
     letters = re.findall(r"\w", entry.title.lower())[:24] or ["a"]
@@ -204,14 +215,18 @@ def _tile(entry: Entry, is_current: bool) -> str:
         picture = '<span class="cover gone">deleted</span>'
     elif _is_picture(entry):
         picture = f'<img src="{file_url(entry.path)}" alt="" loading="lazy">'
+    elif entry.medium == "mesh":
+        picture = object_view(entry, "")
     elif entry.medium == "video":
         picture = f'<video src="{file_url(entry.path)}#t=0.1" muted playsinline preload="metadata"></video>'
     else:
         picture = glyph_cover(entry)
+    said = f". {entry.provenance.badge}" if entry.provenance.badge else ""
+    title, medium = escape(entry.title + said), escape(entry.medium + said)
     return (
-        f'<li><button type="button" data-event="open" data-entry="{escape(entry.id)}" title="{escape(entry.title)}" '
-        f'aria-label="{escape(entry.title)}, {entry.medium}" aria-current="{str(is_current).lower()}">{picture}'
-        f'<span class="caption" dir="auto">{escape(entry.title)}</span></button></li>'
+        f'<li><button type="button" data-event="open" data-entry="{escape(entry.id)}" title="{title}" '
+        f'aria-label="{escape(entry.title)}, {medium}" aria-current="{str(is_current).lower()}">'
+        f'{picture}<span class="caption" dir="auto">{escape(entry.title)}</span>{badge(entry)}</button></li>'
     )
 
 

@@ -4,6 +4,7 @@ A subject's voxels become 256 numbers that mean the same in every subject: the l
 they stand in that brain. From them the core reads:
 
 - ``semantic``: a unit vector of CLIP-lite's space, 256-d;
+  What it is called is the concept whose pictures are nearest to it on average (:meth:`BrainDecoder.nearest`);
 - ``low_level``: latents of the lite image autoencoder, averaged over 2 x 2: (8, 8, 8) instead of (8, 16, 16) for a
   picture of 128 x 128. That is about as fine as voxels tell; a generator starts from them, doubled.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -26,6 +28,7 @@ from torch.nn import functional as F
 from models.errors import UserError
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONCEPTS, SENTENCES = "concepts.safetensors", "concepts.txt"
 SEMANTIC = 256
 LOW_LEVEL = (8, 8, 8)  # channels, rows, columns
 LATENTS = 512
@@ -36,6 +39,28 @@ class Decoded(NamedTuple):
 
     semantic: Tensor
     low_level: Tensor
+
+
+class Concept(NamedTuple):
+    """What it is called, "a bell" or "rain", and the cosine between what was decoded and the mean of its pictures, both
+    as seen from the mean of all pictures."""
+
+    sentence: str
+    cosine: float
+
+    @property
+    def name(self) -> str:
+        """Without its article."""
+        return re.sub(r"^an? ", "", self.sentence)
+
+
+def similarities(made: Tensor, true: Tensor, center: Tensor) -> Tensor:
+    """Cosines of every one of ``made`` (A, D) with every one of ``true`` (B, D) as seen from ``center`` (D,): (A, B).
+
+    Seen from the origin all pictures are alike, and what lies near the mean would be near to everything.
+    """
+    with torch.autocast(made.device.type, enabled=False):  # bfloat16 would make ties
+        return F.normalize(made.float() - center, dim=-1) @ F.normalize(true - center, dim=-1).T
 
 
 @dataclass(frozen=True)
@@ -65,7 +90,7 @@ class SubjectAdapter(nn.Module):
 
     ``linear`` is solved, as ridge regression; only what follows is trained by descent. ``mask_hash`` says which voxels,
     in which order. ``mean`` and ``std`` (V,), in percent signal change, are those of the trials that it was fitted on:
-    they z-score a scan that comes without a session.
+    they z-score a scan that comes without a session. Without any, means are 0 and deviations 1.
     """
 
     mean: Tensor
@@ -101,10 +126,12 @@ class BrainDecoder(nn.Module):
     low_level_center: Tensor
     components: Tensor
     deviations: Tensor
+    concepts: Tensor
 
     def __init__(self, config: BrainDecoderConfig) -> None:
         super().__init__()
         self.config = config
+        self.sentences: tuple[str, ...] = ()
         self.adapters = nn.ModuleDict()
         self.core = nn.Sequential(*(ResidualBlock(config.width, config.dropout) for _ in range(config.blocks)))
         self.semantic = nn.Linear(config.width, SEMANTIC)
@@ -113,6 +140,7 @@ class BrainDecoder(nn.Module):
         self.register_buffer("low_level_center", torch.zeros(LATENTS))
         self.register_buffer("components", torch.zeros(config.width // 2, SEMANTIC + LATENTS))
         self.register_buffer("deviations", torch.ones(config.width // 2))
+        self.register_buffer("concepts", torch.zeros(0, SEMANTIC), persistent=False)  # it has a file of its own
 
     @property
     def heads(self) -> tuple[nn.Linear, nn.Linear]:
@@ -201,9 +229,17 @@ class BrainDecoder(nn.Module):
     # -------------------------------------------------------------------------------------------------------- decoding
 
     def standardised(self, subject: str, betas: Tensor) -> Tensor:
-        """Percent signal change (B, V) of trials without a session, z-scored by the statistics of the adapter."""
+        """Percent signal change (B, V) of trials without a session, z-scored by the statistics of the adapter.
+
+        Raises :class:`UserError` as :meth:`check` does, and where the adapter was fitted on z-scores alone.
+        """
         adapter = self.adapter(subject)
         self.check(subject, betas)
+        if not adapter.mean.any():
+            raise UserError(
+                f"The adapter of {subject} knows z-scores only, and the scan is none.",
+                "z-score it as the scans were that the adapter was fitted on.",
+            )
         return (betas.float() - adapter.mean) / adapter.std
 
     @torch.no_grad()
@@ -220,6 +256,26 @@ class BrainDecoder(nn.Module):
         hidden = self.core(hidden)
         semantic, low_level = self.semantic(hidden).float(), self.low_level(hidden).float()
         return Decoded(F.normalize(semantic, dim=-1), low_level.unflatten(1, LOW_LEVEL))
+
+    # ---------------------------------------------------------------------------------------------------------- naming
+
+    def name_concepts(self, sentences: Sequence[str], concepts: Tensor) -> None:
+        """``sentences``: what concepts are called; ``concepts`` (C, 256): the mean vectors of their pictures."""
+        if concepts.shape != (len(sentences), SEMANTIC):
+            raise ValueError(f"{len(sentences)} concepts and {tuple(concepts.shape)} do not fit together")
+        self.sentences, self.concepts = tuple(sentences), concepts.float().to(self.center.device)
+
+    def likeness(self, semantic: Tensor) -> Tensor:
+        """Of vectors (B, 256) to every concept, (B, C). Raises :class:`UserError` if it knows none."""
+        if not self.sentences:
+            raise UserError("The brain decoder has no names for what it decodes.", "Run training.brain_concepts.")
+        return similarities(semantic, self.concepts.float(), self.center.float())
+
+    def nearest(self, semantic: Tensor, count: int) -> list[tuple[Concept, ...]]:
+        """The ``count`` concepts, or all if there are fewer, nearest to each of (B, 256), the nearest first."""
+        best = self.likeness(semantic).topk(min(count, len(self.sentences)), dim=1)
+        rows = zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        return [tuple(Concept(self.sentences[i], cosine) for cosine, i in zip(*row, strict=True)) for row in rows]
 
     def check(self, subject: str, values: Tensor) -> None:
         """Whether ``values`` (B, V) can be this subject's; what it raises, :meth:`decode` says."""
@@ -241,7 +297,8 @@ class BrainDecoder(nn.Module):
     # ----------------------------------------------------------------------------------------------------------- files
 
     def save_pretrained(self, folder: Path) -> None:
-        """``config.json`` with the subjects, and ``model.safetensors`` in float16."""
+        """``config.json`` with the subjects, ``model.safetensors`` in float16, and the concepts, if it knows any, in
+        ``concepts.safetensors`` and as lines of ``concepts.txt``."""
         folder.mkdir(parents=True, exist_ok=True)
         subjects = {
             name: {"voxels": self.adapter(name).voxels, "mask_hash": self.adapter(name).mask_hash}
@@ -250,6 +307,9 @@ class BrainDecoder(nn.Module):
         config = {"_class_name": type(self).__name__, **asdict(self.config), "subjects": subjects}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        if self.sentences:
+            save_file({"concepts": self.concepts.half().contiguous()}, folder / CONCEPTS)
+            (folder / SENTENCES).write_text("".join(f"{sentence}\n" for sentence in self.sentences))
 
 
 def load_brain_decoder(folder: Path) -> BrainDecoder:
@@ -267,4 +327,7 @@ def load_brain_decoder(folder: Path) -> BrainDecoder:
         voxels = int(entry["voxels"])
         decoder.add_subject(name, str(entry["mask_hash"]), torch.zeros(voxels), torch.ones(voxels))
     decoder.load_state_dict(load_file(folder / WEIGHTS))
+    if (folder / CONCEPTS).is_file():
+        sentences = (folder / SENTENCES).read_text().splitlines()
+        decoder.name_concepts(sentences, load_file(folder / CONCEPTS)["concepts"])
     return decoder.eval()

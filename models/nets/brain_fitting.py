@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import UserError
-from models.nets.brain_decoder import BrainDecoder, Decoded, SubjectAdapter
+from models.nets.brain_decoder import BrainDecoder, Decoded, SubjectAdapter, similarities
 
 TEMPERATURE = 0.07
 MIX_SHARE, MIX_SHAPE = 0.5, 0.15  # of the scans that are mixed; of the beta distribution of the weights
@@ -46,15 +46,6 @@ class Pairs(NamedTuple):
 
 
 # ------------------------------------------------------------------------------------------------------------ losses
-
-
-def similarities(made: Tensor, true: Tensor, center: Tensor) -> Tensor:
-    """Cosines of every one of ``made`` (A, D) with every one of ``true`` (B, D) as seen from ``center`` (D,): (A, B).
-
-    Seen from the origin all pictures are alike, and what lies near the mean would be near to everything.
-    """
-    with torch.autocast(made.device.type, enabled=False):  # bfloat16 would make ties
-        return F.normalize(made.float() - center, dim=-1) @ F.normalize(true - center, dim=-1).T
 
 
 def mix(pairs: Pairs) -> tuple[Pairs, Tensor]:

@@ -1,27 +1,30 @@
 """fMRI decoding: from brain scans to a sentence and a picture guided by what was decoded.
 
-STTM's two parts (arXiv 2403.06361): a semantic vector, and how the picture looks from afar. The vector becomes words by
-the captioner of its space; the words' source latents are moved towards the coarse look, and CrossFlow flows on from
-there to a picture: it was trained on sources that are faint copies of pictures. Decoded features guide the picture; it
-is not what a person saw.
+STTM's two parts (arXiv 2403.06361): a semantic vector, and how the picture looks from afar. The vector becomes words:
+the concept whose pictures are nearest to it; the words' source latents are moved towards the coarse look, and CrossFlow
+flows on from there to a picture: it was trained on sources that are faint copies of pictures. Decoded features guide
+the picture; it is not what a person saw.
 
-The brains that the decoder knows are simulated. Of the one that was measured (Haxby et al. 2001) it is decoded which of
-eight kinds of thing was looked at, and the picture is of that kind.
+The brains that the decoder knows are simulated, but for those of adapters that somebody fitted (``adapting``). Of the
+one that was measured (Haxby et al. 2001) it is decoded which of eight kinds of thing was looked at, and the picture is
+of that kind.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, cast
+from typing import ClassVar, Literal, cast
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import UserError
+from models.nets.brain_decoder import BrainDecoder, Concept
 from models.nets.category_decoder import SUBJECT as MEASURED_SUBJECT
 from models.nets.crossflow import FAINT
 from pipelines.base import (
@@ -33,24 +36,20 @@ from pipelines.base import (
     Progress,
     Route,
     Runtime,
-    precision,
     provenance,
 )
 from pipelines.crossflow.pipeline import SamplingParams
 from pipelines.crossflow.sampling import MODELS, Painter
-from pipelines.describe.pipeline import in_words
 from pipelines.formats.scans.checks import SCALE
 from pipelines.formats.scans.files import RAW, SIMULATED, UNKNOWN, Z_SCORED
+from pipelines.formats.scans.subjects import is_simulated
 from pipelines.media import Artifact, BrainScan, Image, Text
-
-if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere listing need not spend
-    from models.captioner import Captioner, Description
-    from models.nets.brain_decoder import BrainDecoder
 
 SHUFFLES = 1000  # of a scan's voxels, that its answer is compared with
 NEAREST = 5
 OF_SIMULATION = "Simulated brain data (sim-v1): computed from the picture, not measured in a person."
 OF_SIMULATED_SUBJECT = "Read as a simulated brain (sim-v1), the only kind that the decoder knows."
+OF_ADAPTED_SUBJECT = "Read by an adapter to a decoder that learnt from simulated brains (sim-v1) alone."
 OF_MEASUREMENT = "Measured fMRI, Haxby et al. 2001, one slice, 8 categories."
 GUIDED = "The picture is guided by decoded features; it is not what a person saw, and not for diagnosis."
 Units = Literal["as the scan says", "percent signal change", "percent signal change x 300", "z-scored"]
@@ -78,13 +77,13 @@ class FMRI(Pipeline):
     summary = "Show what a brain answered to a picture, and see and read what was decoded of it."
     routes = (Route(("scan",), "image"), Route(("scan",), "text"))
     params_type = FMRIParams
-    models: ClassVar[tuple[str, ...]] = ("brain-decoder", "picture-captioner", "category-decoder", *MODELS)
+    models: ClassVar[tuple[str, ...]] = ("brain-decoder", "category-decoder", *MODELS)
     example_files = tuple(sorted((EXAMPLES / "scans").glob("*.npz")))
 
     def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
         measured = _is_measured(_scan(inputs), cast(FMRIParams, params))
-        unused = {"brain-decoder", "picture-captioner"} if measured else {"category-decoder"}
-        return tuple(key for key in self.models if key not in unused)
+        unused = "brain-decoder" if measured else "category-decoder"
+        return tuple(key for key in self.models if key != unused)
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         return (cast(FMRIParams, params).num_images,)
@@ -101,21 +100,11 @@ class FMRI(Pipeline):
             runtime.raise_if_cancelled()
             reading = (categorise if _is_measured(scan, params) else read)(scan, params, runtime)
             with ExitStack() as stack:
-                painter = Painter.lease(runtime, stack)
-                mean, log_variance, _ = painter.encode(reading.sentence, params.style)
-                if reading.look is not None:
-                    if reading.look.shape != mean.shape:
-                        raise UserError(
-                            "The brain decoder and the painter do not mean the same by latents.",
-                            "Take both from the lite profile.",
-                        )
-                    mean = torch.lerp(mean, reading.look.to(mean), params.strength)
-                source = painter.drawn(mean, log_variance, params.seeds(params.num_images))
-                note = f"Painting {reading.sentence}"
-                pictures = yield from painter.paint(source, params.num_inference_steps, params.guidance_scale, note)
-            del painter  # its models may go now
+                pictures = yield from painted(reading, params, Painter.lease(runtime, stack))
             for index, pixels in enumerate(pictures):
-                yield Produced(Image(pixels, provenance=provenance(self, item, params, runtime.models, index)))
+                made_by = provenance(self, item, params, runtime.models, index)
+                made_by = made_by.model_copy(update={"badge": " ".join(_notes(params, reading.badge))})
+                yield Produced(Image(pixels, provenance=made_by))
             made_by = provenance(self, item, params, runtime.models, params.num_images)
             yield Produced(Text(reading.words, provenance=made_by))
 
@@ -123,11 +112,32 @@ class FMRI(Pipeline):
 @dataclass(frozen=True)
 class Reading:
     """``sentence``: what was decoded, for the painter; ``look``: latents (1, C, H, W) that a picture like it may start
-    from, if that was decoded; ``words``: all that is to be said of it."""
+    from, if that was decoded; ``words``: all that is to be said of it; ``badge``: what kind of data it is of."""
 
     sentence: str
     look: Tensor | None
     words: str
+    badge: str
+
+
+def painted(reading: Reading, params: FMRIParams, painter: Painter) -> Generator[Progress, None, np.ndarray]:
+    """Yields progress; returns pictures (num_images, H, W, 3) uint8. Raises :class:`UserError` for another look than
+    the painter's."""
+    mean, log_variance, _ = painter.encode(reading.sentence, params.style)
+    if reading.look is not None:
+        if reading.look.shape != mean.shape:
+            raise UserError(
+                "The brain decoder and the painter do not mean the same by latents.", "Take both from the lite profile."
+            )
+        mean = torch.lerp(mean, reading.look.to(mean), params.strength)
+    source = painter.drawn(mean, log_variance, params.seeds(params.num_images))
+    note = f"Painting {reading.sentence}"
+    return (yield from painter.paint(source, params.num_inference_steps, params.guidance_scale, note))
+
+
+def look_of(low_level: Tensor) -> Tensor:
+    """Decoded latents (1, 8, 8, 8) as faint as the sources that the painter was trained on, (1, 8, 16, 16)."""
+    return FAINT * F.interpolate(low_level, scale_factor=2, mode="bilinear")
 
 
 def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
@@ -136,17 +146,11 @@ def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
         subject, values = _standardised(scan, params, decoder)
         decoded = decoder.decode(subject, values.to(runtime.models.device))
         others = decoder.decode(subject, _shuffles(values[0]).to(runtime.models.device)).semantic
-    with runtime.lease("picture-captioner") as captioner:
-        if captioner.reads != "vectors":
-            raise UserError(
-                "The captioner of this profile reads pictures, and not what is decoded of a brain.",
-                "Take the lite profile's for 'picture-captioner'.",
-            )
-        with precision(runtime.models):
-            [described] = captioner.describe([decoded.semantic[0]], NEAREST)
-        share = _nearer(captioner, decoded.semantic, others)
-    look = FAINT * F.interpolate(decoded.low_level, scale_factor=2, mode="bilinear")
-    return Reading(described.sentence, look, _words(described, share, scan, subject, params))
+        [concepts] = decoder.nearest(decoded.semantic, NEAREST)
+        share = float((decoder.likeness(others).amax(1) < concepts[0].cosine).float().mean())
+    badge = _badge(scan, subject)
+    words = _words(concepts, share, scan, subject, params, badge)
+    return Reading(concepts[0].sentence, look_of(decoded.low_level), words, badge)
 
 
 def categorise(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
@@ -171,16 +175,26 @@ def categorise(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading
             f"Such a decoder is right for {right} (chance {100 / len(order):.0f} %).",
             *_notes(params, OF_MEASUREMENT),
         ]
-        return Reading(decoder.names[order[0]], None, "\n".join(lines))
+        return Reading(decoder.names[order[0]], None, "\n".join(lines), OF_MEASUREMENT)
 
 
-def _words(described: Description, share: float, scan: BrainScan, subject: str, params: FMRIParams) -> str:
+def _words(
+    concepts: Sequence[Concept], share: float, scan: BrainScan, subject: str, params: FMRIParams, badge: str
+) -> str:
+    nearest = ", ".join(f"{concept.name} {concept.cosine:.2f}" for concept in concepts)
     lines = [
-        in_words(described, None),
+        f"Perhaps {concepts[0].sentence}",
+        f"Nearest concepts: {nearest}.",
         f"{_whose(scan, params, subject)}; nearer to a concept than {_than_shuffled(share)}.",
-        *_notes(params, OF_SIMULATION if scan.origin == SIMULATED else OF_SIMULATED_SUBJECT),
+        *_notes(params, badge),
     ]
     return "\n".join(lines)
+
+
+def _badge(scan: BrainScan, subject: str) -> str:
+    if scan.origin == SIMULATED:
+        return OF_SIMULATION
+    return OF_SIMULATED_SUBJECT if is_simulated(subject) else OF_ADAPTED_SUBJECT
 
 
 def _whose(scan: BrainScan, params: FMRIParams, subject: str) -> str:
@@ -261,11 +275,3 @@ def _shuffles(values: Tensor) -> Tensor:
     """(V,) -> (SHUFFLES, V), the same for every scan of a subject."""
     noise = torch.rand(SHUFFLES, len(values), generator=torch.Generator().manual_seed(0))
     return values[noise.argsort(1)]
-
-
-def _nearer(captioner: Captioner, answer: Tensor, others: Tensor) -> float:
-    """The share of ``others`` (N, D) whose nearest concept is farther than that of ``answer`` (1, D)."""
-    with torch.autocast(answer.device.type, enabled=False):
-        concepts = captioner.concepts.float().T
-        best, rest = ((vectors.float() @ concepts).amax(1) for vectors in (answer, others))
-    return float((rest < best).float().mean())

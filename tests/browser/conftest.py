@@ -17,6 +17,7 @@ ARGUMENTS = [
     "--headless",
     "--no-sandbox",
     "--disable-gpu",
+    "--enable-unsafe-swiftshader",  # WebGL without a GPU, for 3-D objects
     "--no-first-run",
     "--disable-background-networking",
     "--disable-component-update",

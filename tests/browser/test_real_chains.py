@@ -1,18 +1,23 @@
-"""From the page to the shipped weights and back: a picture is heard, a silent clip gets a sound, a scan is read."""
+"""From the page to the shipped weights and back: sounds of pictures and words, an object of words, a scan read."""
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
-from playwright.sync_api import Page, expect
+import PIL.Image
+import trimesh
+from playwright.sync_api import Locator, Page, expect
 
+from app.ui.objects import SIDE
 from pipelines.fmri.pipeline import GUIDED, OF_MEASUREMENT
-from pipelines.media import Artifact, Audio, Video, load_artifact
+from pipelines.media import Artifact, Audio, Mesh, Video, load_artifact
 from pipelines.sounds import LOUDNESS, loudness
+from tests.browser.conftest import PATIENCE_MS
 from tests.browser.servers import Server
 from tests.browser.test_ask import attach, open_ask, say, turn
 from tests.browser.test_page import generate, stage, tab
@@ -25,6 +30,25 @@ def kept(server: Server, medium: type[Some]) -> list[Some]:
     """What of this medium lies in the gallery's folder."""
     paths = [path for path in (server.folder / "files").rglob("*") if path.suffix in medium.suffixes]
     return [found for found in map(load_artifact, paths) if isinstance(found, medium)]
+
+
+def await_made(page: Page, made: Locator) -> None:
+    """Of the second turn; on a slow machine its plan is shown before it runs."""
+    run = turn(page, 2).get_by_role("button", name="Run", exact=True)
+    expect(made.or_(run).first).to_be_visible()
+    if run.is_visible():
+        run.click()
+    expect(made).to_be_visible()
+
+
+def await_contrast(page: Page, canvas: Locator) -> None:
+    """Until something is drawn on it: it is fetched, and its shaders compiled, after it is there."""
+    expect(canvas).to_be_visible()
+    for _ in range(PATIENCE_MS // 500):
+        if np.asarray(PIL.Image.open(io.BytesIO(canvas.screenshot())).convert("L")).std() > 10:
+            return
+        page.wait_for_timeout(500)
+    raise AssertionError("nothing was drawn")
 
 
 def test_a_picture_is_heard_and_a_silent_clip_gets_its_sound(
@@ -44,10 +68,33 @@ def test_a_picture_is_heard_and_a_silent_clip_gets_its_sound(
     Video(np.broadcast_to(shade, (24, 64, 64, 3)).copy(), 12.0).save(tmp_path / "silent.mp4")
     attach(page, tmp_path / "silent.mp4")
     say(page, "give this clip a sound")
-    expect(turn(page, 2).locator("video")).to_be_visible()
+    await_made(page, turn(page, 2).locator("video"))
     [clip] = [clip for clip in kept(server, Video) if clip.audio is not None]
     assert clip.audio is not None and np.abs(clip.audio.samples).max() > 0.01 and len(clip.frames) == 24
     assert abs(clip.audio.samples.shape[1] / clip.audio.sample_rate - 2.0) < 0.1
+
+
+def test_words_become_a_sound_and_an_object_to_turn_around(page: Page, start: Callable[[str], Server]) -> None:
+    server = start("real")
+    open_ask(page, server)
+    say(page, "what does rain sound like?")
+    expect(turn(page, 1).locator("sound-player")).to_be_visible()
+    [sound] = kept(server, Audio)
+    assert sound.provenance is not None and sound.provenance.pipeline == "clipsonic"
+    assert np.abs(sound.samples).max() > 0.01 and loudness(sound.samples[0], 16_000) <= LOUDNESS + 0.5
+
+    say(page, "a 3-D model of a wooden chair")
+    await_made(page, turn(page, 2).locator(".piece.mesh img"))
+    drawn = turn(page, 2).locator(".piece.mesh img").evaluate("picture => [picture.complete, picture.naturalWidth]")
+    assert drawn == [True, SIDE]
+    turn(page, 2).get_by_role("button", name="Turn it around").click()
+    await_contrast(page, page.locator(".object canvas:visible"))
+    [chair] = kept(server, Mesh)
+    shape = trimesh.Trimesh(chair.vertices, chair.faces)
+    assert shape.is_watertight and 1000 < len(chair.faces) <= 20_000
+    width, height, depth = np.ptp(chair.vertices, axis=0)
+    assert height > max(width, depth), "a chair stands upright"
+    assert chair.vertex_colors is not None and chair.vertex_colors.std(0).max() > 5
 
 
 def test_an_example_scan_is_read_with_its_badge(page: Page, start: Callable[[str], Server], tmp_path: Path) -> None:

@@ -56,6 +56,11 @@ _NSD = (
 SUBJECTS = _SIMULATED + _NSD
 
 
+def is_simulated(name: str) -> bool:
+    """Whether a decoder's subject of this name is one of the simulator's."""
+    return any(subject.name == name for subject in _SIMULATED)
+
+
 def hash_of_mask(mask: np.ndarray) -> str:
     """SHA-256 (hex) of the mask's bits in C order."""
     return hashlib.sha256(np.packbits(np.ascontiguousarray(mask)).tobytes()).hexdigest()

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.nets.brain_decoder import LOW_LEVEL, SEMANTIC, Decoded
-from models.nets.brain_fitting import HELD_BACK, PENALTIES, Pairs, similarities
+from models.nets.brain_decoder import LOW_LEVEL, SEMANTIC, Decoded, similarities
+from models.nets.brain_fitting import HELD_BACK, PENALTIES, Pairs
 
 
 @dataclass(frozen=True)
