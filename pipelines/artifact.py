@@ -20,6 +20,7 @@ from models.records import ModelRecord
 from pipelines.atomic import write_atomically
 
 MAX_FILE_BYTES = 256 * 2**20
+BADGE_CHARACTERS = 400
 
 _logger = logging.getLogger(__name__)
 
@@ -45,7 +46,7 @@ class Provenance(BaseModel):
     models: tuple[ModelRecord, ...]
     index: int = 0
     version: str
-    badge: str = Field("", max_length=400)
+    badge: str = Field("", max_length=BADGE_CHARACTERS)
 
     def to_json(self) -> str:
         """One line of ASCII with sorted keys, so that equal provenances are equal bytes."""

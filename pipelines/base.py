@@ -21,6 +21,7 @@ from pydantic.config import JsonDict
 
 from models.errors import Cancelled, UserError
 from models.records import ModelRecord
+from pipelines.artifact import BADGE_CHARACTERS
 from pipelines.media import Artifact, Image, Provenance, Text
 
 MAX_SEED = 2**31 - 1
@@ -193,7 +194,8 @@ VERSION = "0.1.0"
 def provenance(
     pipeline: Pipeline, inputs: Sequence[Artifact], params: Params, lender: Lender, index: int = 0
 ) -> Provenance:
-    """The provenance of the artifact number ``index`` of a run."""
+    """The provenance of the artifact number ``index`` of a run. What is made of something with a badge has it too."""
+    badges = dict.fromkeys(item.provenance.badge for item in inputs if item.provenance and item.provenance.badge)
     return Provenance(
         pipeline=pipeline.name,
         inputs=tuple(_described(item) for item in inputs),
@@ -203,6 +205,7 @@ def provenance(
         models=tuple(lender.record(key) for key in pipeline.models_for(inputs, params)),
         index=index,
         version=VERSION,
+        badge=" ".join(badges)[:BADGE_CHARACTERS],
     )
 
 

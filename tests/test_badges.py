@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import cast
 
 import pytest
 from pydantic import ValidationError
@@ -12,6 +13,9 @@ from app.library import Entry, Library
 from app.ui import markup
 from app.ui.ask_markup import conversation
 from app.ui.talk import Piece, Talk
+from pipelines.artifact import BADGE_CHARACTERS
+from pipelines.base import Lender, provenance
+from pipelines.edits.image import ImageRotate
 from pipelines.media import Artifact, load_artifact
 from tests.library_examples import picture
 from tests.media_examples import every_file, made
@@ -77,3 +81,16 @@ def test_provenance_from_before_there_were_badges_is_read_and_none_is_a_book() -
     assert type(made()).model_validate(old) == made()
     with pytest.raises(ValidationError):
         made(badge="x" * 401)
+
+
+def test_what_is_made_of_things_with_badges_has_all_of_them_once() -> None:
+    rotate = ImageRotate()
+    simulated, plain = picture().with_provenance(made(badge=SAID)), picture()
+    long = picture().with_provenance(made(badge="x" * BADGE_CHARACTERS))
+
+    def badge_of(*inputs: Artifact) -> str:  # an edit leases no model
+        return provenance(rotate, inputs, rotate.parse_params({}), cast(Lender, object())).badge
+
+    assert badge_of(plain) == badge_of() == ""
+    assert badge_of(simulated) == badge_of(plain, simulated, simulated) == SAID
+    assert badge_of(simulated, long) == f"{SAID} {'x' * BADGE_CHARACTERS}"[:BADGE_CHARACTERS]
