@@ -240,8 +240,8 @@ def installed_registry() -> Registry:
     from pipelines.edits import EDITS
     from pipelines.fmri.pipeline import FMRI
     from pipelines.v2a_mapper.pipeline import V2AMapper
-    from pipelines.xbind.pipeline import XBind
+    from pipelines.xbind.pipeline import XBindPreview
 
     third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
-    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), CLIPSonic(), XBind(), Describe(), FMRI()]
+    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), CLIPSonic(), XBindPreview(), Describe(), FMRI()]
     return Registry([*built_in, *third_party, *(edit() for edit in EDITS)])

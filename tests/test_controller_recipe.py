@@ -39,7 +39,7 @@ def test_the_blocks_in_two_parts_are_the_model_in_one(
 ) -> None:
     """Also in bfloat16, which recipes take on machines with matrix units for it."""
     bfloat16 = torch.autocast("cpu", torch.bfloat16, enabled=matrix_units)
-    monkeypatch.setattr(controller, "autocast", lambda: bfloat16)
+    monkeypatch.setattr(controller, "autocast", lambda device: bfloat16)
     monkeypatch.setattr(controller, "UPPER_BLOCKS", 1)
     states = LowerStates(model, TEXTS, tmp_path / "states.pt")
     assert [len(row) for row in LowerStates(model, [], tmp_path / "states.pt").rows] == [

@@ -1,0 +1,279 @@
+"""How good and how fast the lite XBind is.
+
+    python -m benchmarks.xbind --data FOLDER [--count N]
+
+Objects are asked for by name, and by the icon of a shape whose truth is known; names of the training and held-out ones
+are apart. Beside the preview and the optimisation with and without its parts stand the training shape that is nearest
+to what is asked for, and the true shape, which says how much a judge can tell at all. The judge
+(``training/evaluator.py``) learned from pictures, not from shapes, and no generator was trained with it. Rows of the
+optimisation appear once the weights of ``view-diffusion`` are there. Writes ``benchmarks/results/xbind.json`` and
+prints its tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+import trimesh
+from scipy.spatial import cKDTree
+from torch import Tensor
+from torch.nn import functional as F
+
+from app.settings import load_settings
+from app.studio import build_manager
+from benchmarks.report import save, table
+from benchmarks.xbind_speed import speed
+from models.manager import ModelManager
+from models.nets.view_diffusion import MASK
+from pipelines.base import Runtime, precision
+from pipelines.media import Mesh
+from pipelines.xbind.optimisation import JUDGED, Refinement, has_surface, refined
+from pipelines.xbind.pipeline import PHASES, XBindParams
+from pipelines.xbind.rendering import UNIT, Framing, render
+from pipelines.xbind.supervision import Supervision, Weights
+from pipelines.xbind.surface import surface
+from pipelines.xbind.views import shaded
+from training.evaluator import Evaluator, load_evaluator, sentence_table
+from training.images import to_tensor
+from training.pictures import data_folder
+from training.shape_generator import few
+from training.shapes import Shape, Shapes, Split, load_shapes
+
+SPLITS: tuple[Split, ...] = ("train", "heldout-name")
+PARTS = ("words", "icons", "speed")
+PRIOR = "view-diffusion"
+JUDGED_AZIMUTHS, ELEVATION, SIDE = (-30.0, 30.0, 150.0, 210.0), 20.0, 128
+RANK = 5
+POINTS = 4096  # of a surface, for the distance between two
+PRESET = "fine"
+BALL = 0.6  # radius of what the optimisation from scratch begins with
+
+
+@dataclass(frozen=True)
+class Query:
+    """``condition`` (D,): what asks for it; ``truth`` (4, 64, 64, 64): a shape that it would be right to make."""
+
+    name: str
+    condition: Tensor
+    truth: Tensor
+
+
+@dataclass(frozen=True)
+class Row:
+    """``make``: from a query and its number, which is its seed, to a grid (4, R, R, R)."""
+
+    title: str
+    make: Callable[[Query, int], Tensor]
+
+
+class Bench:
+    """The models, the training shapes by what may ask for them, and the rows."""
+
+    def __init__(self, manager: ModelManager, shapes: Shapes, stack: ExitStack) -> None:
+        self.runtime, self.shapes = Runtime(manager), shapes
+        keys = ("picture-text", "sentence-encoder", "shape-generator", "shape-autoencoder")
+        self.space, self.encoder, self.generator, self.autoencoder = (
+            stack.enter_context(manager.lease(key)) for key in keys
+        )
+        self.prior = stack.enter_context(manager.lease(PRIOR)) if is_there(manager, PRIOR) else None
+        self.known = shapes.select("train")
+        icons = torch.cat([self.icons(self.known[i : i + 32]) for i in range(0, len(self.known), 32)])
+        self.asking = torch.stack([icons, self.words([item.name for item in self.known])])
+
+    @torch.no_grad()
+    def words(self, names: Sequence[str]) -> Tensor:
+        """(N, D)."""
+        with precision(self.runtime.models):
+            sentences = [self.encoder.sentence_embeddings(list(names[i : i + 64])) for i in range(0, len(names), 64)]
+            return F.normalize(self.space.embed_sentences(torch.cat(sentences)).float(), dim=1)
+
+    @torch.no_grad()
+    def icons(self, items: Sequence[Shape]) -> Tensor:
+        """(N, D)."""
+        with precision(self.runtime.models):
+            return F.normalize(self.space.embed_pictures(to_tensor(np.stack([item.icon for item in items]))).float())
+
+    def truth(self, item: Shape) -> Tensor:
+        """(4, 64, 64, 64)."""
+        return self.shapes.batch([item])[0]
+
+    def rows(self) -> list[Row]:
+        everything = Weights()
+        rows = [
+            Row("true shape", lambda query, _: query.truth),
+            Row("nearest training shape", self._nearest),
+            Row("preview", self._preview),
+        ]
+        ways = {
+            "refined": everything,
+            "refined, no similarity": replace(everything, similarity=0.0),
+            "refined, no planar": replace(everything, planar=0.0),
+            "refined, no stereoscopic": replace(everything, stereoscopic=0.0),
+        }
+        if self.prior is not None:
+            rows += [Row(title, partial(self._refined, weights)) for title, weights in ways.items()]
+            rows.append(Row("refined from a ball", self._from_scratch))
+        return rows
+
+    def _nearest(self, query: Query, _: int) -> Tensor:
+        return self.truth(self.known[int((self.asking @ query.condition).amax(0).argmax())])
+
+    def _preview(self, query: Query, seed: int) -> Tensor:
+        params = XBindParams()
+        with precision(self.runtime.models):
+            latents = self.generator.sample(query.condition[None], params.steps, params.guidance, [seed])
+            grid: Tensor = self.autoencoder.grid(latents, self.autoencoder.config.size)[0].float().cpu()
+        return grid
+
+    def _refined(self, weights: Weights, query: Query, seed: int) -> Tensor:
+        return self._optimised(self._preview(query, seed), weights, query, seed)
+
+    def _from_scratch(self, query: Query, seed: int) -> Tensor:
+        return self._optimised(grey_ball(self.autoencoder.config.size), Weights(), query, seed)
+
+    def _optimised(self, start: Tensor, weights: Weights, query: Query, seed: int) -> Tensor:
+        if not has_surface(start) or self.prior is None:
+            return start
+        supervision = Supervision(self.prior, self.space, query.condition, weights, seed, self.runtime)
+        refinement = Refinement(start, supervision, seed, PHASES[PRESET])
+        for _ in refinement.run():
+            pass
+        return refined(start, refinement.addition)
+
+
+def is_there(manager: ModelManager, key: str) -> bool:
+    return key in manager.specs and not manager.specs[key].source.missing()
+
+
+def grey_ball(size: int) -> Tensor:
+    along = (torch.arange(size) + 0.5) / size * 2 - 1
+    away = torch.stack(torch.meshgrid(along, along, along, indexing="ij")).norm(dim=0, keepdim=True)
+    return torch.cat([((away - BALL) / UNIT).clamp(-1, 1), torch.full((3, size, size, size), 0.5)])
+
+
+# ----------------------------------------------------------------------------------------------------------- measures
+
+
+@torch.no_grad()
+def recognised(judge: Evaluator, grid: Tensor) -> Tensor:
+    """The judge's unit vector of an object: of four lit views of it."""
+    views = np.stack([shaded(grid, azimuth, ELEVATION, SIDE).numpy() for azimuth in JUDGED_AZIMUTHS])
+    return F.normalize(judge.embed_pictures(to_tensor(views)).mean(0), dim=0)
+
+
+def outline_overlap(grid: Tensor, truth: Tensor) -> float:
+    """Intersection over union of the outlines from four sides, framed alike."""
+    framing = Framing.of(truth[0])
+    one, other = (render(each, JUDGED, framing, SIDE)[:, MASK] > 0 for each in (grid, truth))
+    return float((one & other).sum() / (one | other).sum().clamp(min=1))
+
+
+def distance(mesh: Mesh, truth: Mesh) -> float:
+    """Chamfer: the mean distance from each surface to the other, both ways added, with the longest sides at 1."""
+    points = [
+        trimesh.sample.sample_surface(trimesh.Trimesh(one.vertices, one.faces, process=False), POINTS, seed=0)[0]
+        for one in (mesh, truth)
+    ]
+    return float(cKDTree(points[0]).query(points[1])[0].mean() + cKDTree(points[1]).query(points[0])[0].mean())
+
+
+def is_one_piece(mesh: Mesh) -> bool:
+    """As a program that merges equal vertices loads it."""
+    loaded = trimesh.Trimesh(mesh.vertices, mesh.faces, process=True)
+    return bool(loaded.is_watertight) and loaded.body_count == 1
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """None of none: no object had a surface."""
+    return float(np.mean(values)) if values else None
+
+
+def measure(row: Row, asked: Sequence[Query], judge: Evaluator, names: Sequence[str], texts: Tensor) -> dict[str, Any]:
+    """What the objects of a row are worth. ``texts`` (K, 256): the judge's vectors of all ``names``."""
+    ranks: list[int] = []
+    whole: list[bool] = []
+    overlaps: list[float] = []
+    distances: list[float] = []
+    seconds: list[float] = []
+    for number, query in enumerate(asked):
+        started = time.perf_counter()
+        grid = row.make(query, number)
+        seconds.append(time.perf_counter() - started)
+        if not has_surface(grid):  # it is counted as recognised last, and as no piece
+            ranks.append(len(names))
+            whole.append(False)
+            continue
+        likeness = texts @ recognised(judge, grid)
+        ranks.append(int((likeness > likeness[names.index(query.name)]).sum()))
+        overlaps.append(outline_overlap(grid, query.truth))
+        mesh, true = (surface(each, XBindParams().num_faces, 1.0) for each in (grid, query.truth))
+        distances.append(distance(mesh, true))
+        whole.append(is_one_piece(mesh))
+    hits = np.array(ranks) < RANK
+    return {
+        "row": row.title,
+        "objects": len(asked),
+        "r_precision": float((np.array(ranks) == 0).mean()),
+        "top5": float(hits.mean()),
+        "top5_error": float(hits.std() / max(1, len(hits) - 1) ** 0.5),
+        "chance_top5": RANK / len(names),
+        "outline_iou": mean(overlaps),
+        "chamfer": mean(distances),
+        "one_piece": float(np.mean(whole)),
+        "seconds": float(np.median(seconds)),
+    }
+
+
+def queries(bench: Bench, split: Split, by: str, count: int) -> list[Query]:
+    """One for each of ``count`` names, spread over the split."""
+    first = {item.name: item for item in reversed(bench.shapes.select(split))}
+    items = [first[name] for name in few(sorted(first), count)]
+    vectors = bench.words([item.name for item in items]) if by == "words" else bench.icons(items)
+    return [Query(item.name, vector, bench.truth(item)) for item, vector in zip(items, vectors, strict=True)]
+
+
+def compare(bench: Bench, judge: Evaluator, by: str, count: int) -> list[dict[str, Any]]:
+    names = sorted({item.name for item in bench.shapes.items})
+    with torch.no_grad():
+        texts = judge.embed_concepts(sentence_table(names))
+    found = []
+    for split in SPLITS:
+        asked = queries(bench, split, by, count)
+        for row in bench.rows():
+            found.append({"split": split, **measure(row, asked, judge, names, texts)})
+            print(found[-1], flush=True)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", help="folder of the table of shapes")
+    parser.add_argument("--count", type=int, default=40, help="objects of a split")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
+    arguments = parser.parse_args()
+    manager = build_manager(load_settings(profile="lite"))
+    shapes, judge = load_shapes(data_folder(arguments.data)), load_evaluator()
+    results: dict[str, Any] = {}
+    with ExitStack() as stack:
+        bench = Bench(manager, shapes, stack)
+        for by in ("words", "icons"):
+            if by in arguments.parts:
+                results[by] = compare(bench, judge, by, arguments.count)
+        if "speed" in arguments.parts and bench.prior is not None:
+            [query] = queries(bench, "train", "icons", 1)
+            results["speed"] = speed(bench.prior, query.truth, query.condition)
+    save("xbind", results)
+    for rows in results.values():
+        print(table(list(rows[0]), [list(row.values()) for row in rows]), "\n")
+
+
+if __name__ == "__main__":
+    main()

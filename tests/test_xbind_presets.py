@@ -1,0 +1,153 @@
+"""XBind's presets that refine: what is produced, also when stopped; what is leased, refused, and said."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from models.errors import Cancelled, UserError
+from models.manager import ModelManager
+from pipelines.base import Produced, Progress, Runtime
+from pipelines.media import Mesh, Text
+from pipelines.xbind import optimisation, pipeline
+from pipelines.xbind.pipeline import XBind
+from tests.test_view_diffusion import TINY, tiny
+from tests.tiny_models import resident
+from tests.tiny_shapes import AUTOENCODER, Ball, Nothing, tiny_generator
+from tests.tiny_sounds import picture, sound_manager
+
+XBIND = XBind()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_pictures() -> Iterator[None]:
+    """What is judged and shown costs more than all else here."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("JUDGED_SIDE", "SHOWN_SIDE"):
+            patch.setattr(optimisation, name, 24)
+        yield
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(pipeline.PHASES, "draft", (4, 3, 3))
+
+
+def refining_manager(
+    folder: Path, autoencoder: type[Ball] | type[Nothing] = Ball, width: int = TINY.condition_width
+) -> ModelManager:
+    """Everything that the pipeline may lease. ``width``: of the conditions of the view diffusion model."""
+    return sound_manager(
+        folder,
+        instead={
+            "shape-generator": tiny_generator,
+            "shape-autoencoder": lambda: autoencoder(AUTOENCODER),
+            "view-diffusion": lambda: tiny(replace(TINY, condition_width=width)),
+        },
+    )
+
+
+@pytest.fixture(scope="module")
+def manager(tmp_path_factory: pytest.TempPathFactory) -> ModelManager:
+    return refining_manager(tmp_path_factory.mktemp("models"))
+
+
+def run(manager: ModelManager, stop_at: int = 10**9, **params: Any) -> tuple[list[Progress], list[Mesh], bool]:
+    """Its progress, its objects, and whether it was cancelled, which it is once so many steps are done."""
+    runtime, progress, made = Runtime(manager), [], []
+    values = {"preset": "draft", "steps": 2, "resolution": 32, **params}
+    try:
+        for event in XBIND.run([Text("dog")], XBIND.parse_params(values), runtime):
+            if isinstance(event, Produced):
+                assert isinstance(event.artifact, Mesh)
+                made.append(event.artifact)
+            elif isinstance(event, Progress):
+                progress.append(event)
+                if event.step >= stop_at:
+                    runtime.cancelled.set()
+    except Cancelled:
+        return progress, made, True
+    return progress, made, False
+
+
+def test_a_preset_refines_and_the_preview_stays_what_it_was(manager: ModelManager, short: None) -> None:
+    progress, [made], _ = run(manager, similarity_weight=3)
+    assert [event.step for event in progress] == [0, 1, 2, *range(2, 13), 12] and progress[-1].total == 12
+    assert made.provenance is not None and made.provenance.params["preset"] == "draft"
+    assert "view-diffusion" in {record.key for record in made.provenance.models}
+    _, [again], _ = run(manager, similarity_weight=3)
+    np.testing.assert_array_equal(made.vertices, again.vertices)
+    shown, [preview], _ = run(manager, preset="preview")
+    assert [event.step for event in shown] == [0, 1, 2] and shown[-1].total == 2
+    assert preview.provenance is not None
+    assert "view-diffusion" not in {record.key for record in preview.provenance.models}
+
+
+def test_the_preview_leases_no_view_diffusion(tmp_path: Path) -> None:
+    manager = refining_manager(tmp_path)
+    run(manager, preset="preview")
+    assert "view-diffusion" not in resident(manager)
+    for preset in ("draft", "fine"):
+        assert "view-diffusion" in XBIND.models_for([picture(0)], XBIND.parse_params({"preset": preset}))
+    assert "view-diffusion" not in XBIND.models_for([picture(0)], XBIND.parse_params({}))
+
+
+@pytest.mark.parametrize("stop_at", [2, 3, 6, 9, 11])
+def test_what_is_stopped_is_kept_with_its_steps_as_its_recipe(manager: ModelManager, short: None, stop_at: int) -> None:
+    _, [made], cancelled = run(manager, stop_at)
+    assert cancelled and made.provenance is not None and made.provenance.index == 0
+    recipe: dict[str, Any] = {name: made.provenance.params[name] for name in ("preset", "refine_steps")}
+    _, [again], _ = run(manager, **recipe)
+    np.testing.assert_array_equal(made.vertices, again.vertices)
+    np.testing.assert_array_equal(made.vertex_colors, again.vertex_colors)
+    assert all(row.leases == 0 for row in manager.status())
+
+
+def test_variations_are_refined_one_after_the_other(manager: ModelManager, short: None) -> None:
+    progress, made, _ = run(manager, num_shapes=2)
+    assert progress[-1].total == progress[-1].step == 22 and len(made) == 2
+    assert [one.provenance.index for one in made if one.provenance] == [0, 1]
+    assert not np.array_equal(made[0].vertices[:99], made[1].vertices[:99])
+    _, kept, cancelled = run(manager, stop_at=15, num_shapes=2)
+    assert cancelled and len(kept) == 2
+    np.testing.assert_array_equal(kept[0].vertices, made[0].vertices)
+
+
+def test_stopping_before_anything_is_refined_keeps_nothing(manager: ModelManager, short: None) -> None:
+    assert run(manager, stop_at=1)[1:] == ([], True)
+
+
+def test_a_shape_of_nothing_offers_the_next_seed(tmp_path: Path, short: None) -> None:
+    with pytest.raises(UserError, match="No object came of the seed 4") as refusal:
+        run(refining_manager(tmp_path, Nothing), seed=4)
+    assert refusal.value.hint == "Try the seed 5."
+
+
+def test_a_prior_of_another_space_is_refused(tmp_path: Path, short: None) -> None:
+    with pytest.raises(UserError, match="another space"):
+        run(refining_manager(tmp_path, width=8))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("preset", "best"),
+        ("planar_weight", -1),
+        ("stereoscopic_weight", 11),
+        ("similarity_weight", 1e9),
+        ("refine_steps", 0),
+    ],
+)
+def test_params_out_of_bounds_are_named(name: str, value: object) -> None:
+    with pytest.raises(UserError, match=f"'{name}'"):
+        XBIND.parse_params({name: value})
+
+
+def test_refining_is_more_effort() -> None:
+    efforts = [XBIND.effort([], XBIND.parse_params({"preset": preset})) for preset in ("preview", "draft", "fine")]
+    assert efforts == sorted(efforts) and efforts[1] > 5 * efforts[0]
