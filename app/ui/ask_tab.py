@@ -32,6 +32,7 @@ NAME_THE_BOX = """() => {
 # While something is open over the page, the keyboard stays with it, and goes back to where it was afterwards.
 LIGHT_UP = """() => {
   const box = document.querySelector(".lightbox");
+  if (!box.querySelector(".stage")) return;  // it could not be opened, and nothing is over the page
   const talk = document.querySelector(".ask");
   const leave = box.querySelector("button.leave");
   const opener = document.activeElement;

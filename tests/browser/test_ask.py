@@ -15,7 +15,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from pipelines.media import load_artifact
 from tests.browser.servers import Server
-from tests.browser.test_page import assert_fits, assert_readable
+from tests.browser.test_page import assert_fits, assert_readable, tab
 
 CHAIN = "a picture of a bell, then a sound of it"
 
@@ -281,3 +281,22 @@ def test_it_fits_and_can_be_read(
     turn(page, 2).get_by_role("button", name="Full size").click()
     expect(page.get_by_role("dialog").locator(".stage.result img")).to_be_visible()
     assert_readable(page)
+
+
+def test_what_was_deleted_cannot_be_opened_and_the_page_stays_usable(page: Page, tiny_server: Server) -> None:
+    open_ask(page, tiny_server)
+    say(page, "a picture of a stork")
+    expect(picture(page, 1)).to_be_visible()
+    tab(page, "Gallery")
+    page.locator(".shelf .tiles button").first.click()
+    page.locator(".opened").get_by_text("Delete", exact=True).click()
+    page.locator(".opened").get_by_role("button", name="Yes, delete").click()
+    expect(page.locator(".opened")).to_be_hidden()
+    tab(page, "Ask")
+    turn(page, 1).get_by_role("button", name="Full size").click()
+    expect(page.get_by_text("gallery").last).to_be_visible()
+    page.wait_for_timeout(500)  # what follows the answer
+    expect(page.locator(".lightbox")).to_be_hidden()
+    assert not page.locator(".ask").evaluate("talk => talk.inert")
+    say(page, "a picture of a crane")
+    expect(picture(page, 2)).to_be_visible()
