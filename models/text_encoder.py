@@ -9,19 +9,24 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
-    AutoModel,
     AutoTokenizer,
+    BertModel,
     CLIPTextModel,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     T5EncoderModel,
 )
 
+from models.packing import SCALE, unpack_int8
+
+WEIGHTS = "model.safetensors"
 # Transformers' class, whether it is given the padding mask, and the factor on its states (fact sheet 2.1).
 KINDS = {
-    "bert": (AutoModel, True, 1.0),
+    "bert": (BertModel, True, 1.0),
     "clip_text_model": (CLIPTextModel, False, 1.0),
     "clip": (CLIPTextModel, False, 1.0),
     "t5": (T5EncoderModel, True, 10.0),
@@ -74,9 +79,24 @@ class TextEncoder(nn.Module):
 
 
 def load_text_encoder(folder: Path) -> TextEncoder:
-    """A transformers folder (config, tokenizer, safetensors) of BERT, CLIP or T5 kind; float32 on the CPU."""
+    """A transformers folder (config, tokenizer, safetensors) of BERT, CLIP or T5 kind; float32 on the CPU.
+
+    Its tensors may be int8 rows (:mod:`models.packing`).
+    """
     kind = json.loads((folder / "config.json").read_text())["model_type"]
     model_class, masked, factor = KINDS[kind]
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = model_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
+    if _has_packed_rows(folder / WEIGHTS):
+        model = model_class(model_class.config_class.from_pretrained(folder))
+        model.load_state_dict(unpack_int8(load_file(folder / WEIGHTS)))
+    else:
+        model = model_class.from_pretrained(folder, dtype=torch.float32, use_safetensors=True)
     return TextEncoder(tokenizer, model, masked, factor)
+
+
+def _has_packed_rows(weights: Path) -> bool:
+    """Of one file; published encoders that are split over several have none."""
+    if not weights.exists():
+        return False
+    with safe_open(weights, "pt") as file:
+        return any(name.endswith(SCALE) for name in file.keys())  # noqa: SIM118
