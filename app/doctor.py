@@ -107,7 +107,7 @@ def _device(settings: Settings) -> Finding:
     dtype = compute_dtype(device)
     detail = f"{device}, computes in {str(dtype).removeprefix('torch.')}"
     if dtype == torch.float32:
-        return "warn", f"{detail}: it has no matrix units for bfloat16.", "It works, but takes longer."
+        return "warn", f"{detail}, because bfloat16 is no faster.", "It works, but takes longer."
     return "ok", detail, ""
 
 

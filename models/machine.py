@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 import psutil
 import torch
+from torch.nn import functional as F
 
 from models.errors import UserError
 
@@ -13,6 +17,9 @@ from models.errors import UserError
 RESERVE_BYTES = 1024**3
 CGROUP_ROOT = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+# Processors with bfloat16 instructions but no matrix units are of two kinds, far apart: 0.5 to 1, and 3 to 4.
+WORTHWHILE_GAIN = 1.7
+ROWS, WIDTH, HIDDEN, PASSES = 256, 384, 1152, 9  # of the product that tells them apart
 
 
 def choose_device(name: str) -> torch.device:
@@ -26,13 +33,37 @@ def choose_device(name: str) -> torch.device:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware has matrix units for it, else float32.
+    """bfloat16 where the hardware multiplies it faster than float32, else float32.
 
-    AVX512-BF16 alone does not count: there a bfloat16 product takes as long as a float32 one, or twice as long.
+    So do matrix units. AVX512-BF16 alone does not say: there a bfloat16 product takes twice as long as a float32 one
+    or, on another maker's processors, a quarter of it; so it is measured.
     """
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
-    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+        faster = torch.cuda.is_bf16_supported(including_emulation=False)
+    elif torch.cpu._is_amx_tile_supported():
+        faster = True
+    else:
+        faster = bool(torch.cpu.get_capabilities().get("avx512_bf16")) and bfloat16_gain() > WORTHWHILE_GAIN
+    return torch.bfloat16 if faster else torch.float32
+
+
+@cache
+def bfloat16_gain() -> float:
+    """Of the processor: how often a product in bfloat16 fits into the time of one in float32. Takes some 10 ms."""
+    # In a thread that ends: the helpers that it computes with would slow others down (loader.compute_alone).
+    with ThreadPoolExecutor(1) as passing:
+        return passing.submit(_measured_gain).result()
+
+
+def _measured_gain() -> float:
+    seconds: dict[torch.dtype, list[float]] = {torch.float32: [], torch.bfloat16: []}
+    pairs = {dtype: (torch.ones(ROWS, WIDTH, dtype=dtype), torch.ones(HIDDEN, WIDTH, dtype=dtype)) for dtype in seconds}
+    for _ in range(PASSES):  # in turns, so that whatever else the machine does meanwhile hits both alike
+        for dtype, pair in pairs.items():
+            started = time.perf_counter()
+            F.linear(*pair)
+            seconds[dtype].append(time.perf_counter() - started)
+    return min(seconds[torch.float32]) / min(seconds[torch.bfloat16])
 
 
 def memory_budget(device: torch.device) -> int:

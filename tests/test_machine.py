@@ -1,47 +1,58 @@
-"""The memory and the devices of the machine."""
+"""Which number format models compute in: the one that this machine multiplies faster."""
 
 from __future__ import annotations
 
-from pathlib import Path
+import time
 
 import pytest
 import torch
 
-from models.errors import UserError
-from models.machine import choose_device, container_room, memory_budget
+from models import machine
+from models.machine import WORTHWHILE_GAIN, bfloat16_gain, compute_dtype
+
+CPU = torch.device("cpu")
 
 
-def cgroups(root: Path, files: dict[str, str]) -> None:
-    for name, text in files.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_text(text)
+def processor(monkeypatch: pytest.MonkeyPatch, matrix_units: bool, instructions: bool, gain: float) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: matrix_units)
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": instructions} if instructions else {})
+    monkeypatch.setattr(machine, "bfloat16_gain", lambda: gain)
 
 
-def test_memory_left_in_a_container_is_read_from_both_versions_of_control_groups(tmp_path: Path) -> None:
-    own = tmp_path / "own"
-    own.write_text("0::/pod/task\n")
-    root = tmp_path / "two"
-    cgroups(root, {
-        "pod/task/memory.max": "max\n", "pod/task/memory.current": "50\n",
-        "pod/memory.max": "1000\n", "pod/memory.current": "600\n", "pod/memory.stat": "anon 500\ninactive_file 100\n",
-    })  # fmt: skip
-    assert container_room(own, root) == [500]
-    own.write_text("4:cpu,cpuacct:/\n3:memory:/pod\n0::/\n")
-    root = tmp_path / "one"
-    cgroups(root, {
-        "memory/pod/memory.limit_in_bytes": "1000\n", "memory/pod/memory.usage_in_bytes": "700\n",
-        "memory/pod/memory.stat": "cache 1\ntotal_inactive_file 200\n",
-    })  # fmt: skip
-    assert container_room(own, root) == [500]
-    assert container_room(tmp_path / "no such file", root) == []
+@pytest.mark.parametrize(
+    ("matrix_units", "instructions", "gain", "expected"),
+    [
+        (True, True, 0.0, torch.bfloat16),
+        (False, True, 3.5, torch.bfloat16),
+        (False, True, 1.1, torch.float32),
+        (False, True, 0.5, torch.float32),
+        (False, False, 3.5, torch.float32),  # emulated
+    ],
+)
+def test_bfloat16_is_for_processors_that_gain_by_it(
+    matrix_units: bool, instructions: bool, gain: float, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor(monkeypatch, matrix_units, instructions, gain)
+    assert compute_dtype(CPU) == expected
 
 
-def test_the_budget_of_this_machine_is_below_its_memory() -> None:
-    assert 0 <= memory_budget(torch.device("cpu")) < 2**50
+def test_the_gain_is_measured_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    gains = iter((2.0, 0.5))
+    monkeypatch.setattr(machine, "_measured_gain", lambda: next(gains))
+    bfloat16_gain.cache_clear()
+    try:
+        assert [bfloat16_gain(), bfloat16_gain()] == [2.0, 2.0] and WORTHWHILE_GAIN < 2
+    finally:
+        bfloat16_gain.cache_clear()
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
-    assert choose_device("cpu").type == "cpu"
-    assert choose_device("auto").type in ("cpu", "cuda")
-    with pytest.raises(UserError, match="cuda:99"):
-        choose_device("cuda:99")
+@pytest.mark.parametrize(("slow", "fast"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
+def test_the_gain_is_above_one_where_bfloat16_is_faster(
+    slow: torch.dtype, fast: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def linear(x: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.005 if x.dtype == slow else 0.0005)
+        return x
+
+    monkeypatch.setattr(machine.F, "linear", linear)
+    assert (machine._measured_gain() > WORTHWHILE_GAIN) == (fast == torch.bfloat16)

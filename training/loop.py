@@ -141,7 +141,7 @@ def train(
 
 
 def autocast(device: torch.device) -> torch.autocast:
-    """bfloat16 on a device with matrix units for it; elsewhere nothing changes."""
+    """bfloat16 on a device that multiplies it faster; elsewhere nothing changes."""
     return torch.autocast(device.type, torch.bfloat16, enabled=compute_dtype(device) == torch.bfloat16)
 
 
