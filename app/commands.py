@@ -58,7 +58,7 @@ def generate(settings: Settings, arguments: argparse.Namespace, registry: Regist
 
 def pipelines(settings: Settings, arguments: argparse.Namespace, registry: Registry | None = None) -> int:
     """List the pipelines with their settings, or just those that are named."""
-    found = registry or installed_registry()
+    found = registry or installed_registry(settings.profile)
     chosen = [found.get(name) for name in arguments.names] or list(found)
     if arguments.json:
         print(json.dumps([describe.as_json(pipeline) for pipeline in chosen], indent=2))

@@ -60,7 +60,7 @@ def examine(settings: Settings) -> Iterator[Check]:
         "torch": _torch,
         "device": partial(_device, settings),
         "memory": partial(_memory, settings),
-        "pipelines": _pipelines,
+        "pipelines": partial(_pipelines, settings),
     }
     for key, spec in settings.catalog().items():
         checks[f"model {key}"] = partial(_model, spec)
@@ -128,8 +128,8 @@ def _memory(settings: Settings) -> Finding:
     return "ok", detail, ""
 
 
-def _pipelines() -> Finding:
-    return "ok", ", ".join(pipeline.name for pipeline in installed_registry()), ""
+def _pipelines(settings: Settings) -> Finding:
+    return "ok", ", ".join(pipeline.name for pipeline in installed_registry(settings.profile)), ""
 
 
 def _model(spec: ModelSpec) -> Finding:

@@ -79,7 +79,7 @@ class Studio:
         self, settings: Settings, registry: Registry | None = None, manager: ModelManager | None = None
     ) -> None:
         self.settings = settings
-        self.registry = registry or installed_registry()
+        self.registry = registry or installed_registry(settings.profile)
         self.manager = manager or build_manager(settings, self.registry)
         # Pipelines run in one thread of their own: two would fight for the same cores, and autocast and inference mode
         # belong to a thread, whereas a web server may resume an iterator in another thread than it began in.
@@ -300,7 +300,7 @@ def build_manager(settings: Settings, registry: Registry | None = None) -> Model
     specs = settings.catalog()
     given = settings.memory_budget_gb
     budget = memory_budget(device) if given is None else int(given * 1e9)
-    precisions = _chosen_precisions(settings, specs, registry or installed_registry(), device, budget)
+    precisions = _chosen_precisions(settings, specs, registry or installed_registry(settings.profile), device, budget)
     for key in settings.model_precision:
         if key not in specs:
             raise UserError(

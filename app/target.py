@@ -76,10 +76,15 @@ class Target:
 def choose_route(registry: Registry, name: str | None, media: Sequence[str], target: Target) -> tuple[Pipeline, Route]:
     """The first way from ``media`` to what the target can hold, among those of the pipeline ``name`` if it is given.
 
-    Raises :class:`UserError` if there is none.
+    Otherwise no edit is guessed, but for those that lead to another medium. Raises :class:`UserError` if there is none.
     """
-    pipelines = [registry.get(name)] if name else [pipeline for pipeline in registry if not pipeline.is_edit]
-    routes = [(pipeline, route) for pipeline in pipelines for route in pipeline.routes]
+    pipelines = [registry.get(name)] if name else list(registry)
+    routes = [
+        (pipeline, route)
+        for pipeline in pipelines
+        for route in pipeline.routes
+        if name or not pipeline.is_edit or route.output not in route.inputs
+    ]
     for pipeline, route in routes:
         if sorted(route.inputs) == sorted(media) and route.output in target.media:
             return pipeline, route

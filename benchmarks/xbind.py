@@ -1,13 +1,13 @@
 """How good and how fast the lite XBind is.
 
-    python -m benchmarks.xbind --data FOLDER [--count N]
+    python -m benchmarks.xbind --data FOLDER [--count N] [--preset PRESET]
 
-Objects are asked for by name, and by the icon of a shape whose truth is known; names of the training and held-out ones
-are apart. Beside the preview and the optimisation with and without its parts stand the training shape that is nearest
-to what is asked for, and the true shape, which says how much a judge can tell at all. The judge
-(``training/evaluator.py``) learned from pictures, not from shapes, and no generator was trained with it. Rows of the
-optimisation appear once the weights of ``view-diffusion`` are there. Writes ``benchmarks/results/xbind.json`` and
-prints its tables.
+Objects are asked for by name, by the icon of a shape whose truth is known, and by a held-out clip of what such a thing
+sounds like, where there is one; names of the training and held-out ones are apart. Beside the preview and the
+optimisation with and without its parts stand the training shape that is nearest to what is asked for, and the true
+shape, which says how much a judge can tell at all. The judge (``training/evaluator.py``) learned from pictures, not
+from shapes, and no generator was trained with it. Rows of the optimisation appear once the weights of
+``view-diffusion`` are there. Writes ``benchmarks/results/xbind.json`` and prints its tables.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from models.manager import ModelManager
 from models.nets.view_diffusion import MASK
 from pipelines.base import Runtime, precision
 from pipelines.media import Mesh
-from pipelines.xbind.optimisation import JUDGED, Refinement, has_surface, refined
+from pipelines.xbind import optimisation
+from pipelines.xbind.optimisation import JUDGED, PHASES_FROM_NOTHING, Phase, Refinement, has_surface, refined
 from pipelines.xbind.pipeline import PHASES, XBindParams
 from pipelines.xbind.rendering import UNIT, Framing, render
 from pipelines.xbind.supervision import Supervision, Weights
@@ -46,14 +47,15 @@ from training.images import to_tensor
 from training.pictures import data_folder
 from training.shape_generator import few
 from training.shapes import Shape, Shapes, Split, load_shapes
+from training.sounds import HELD_OUT, Sound, Sounds, load_sounds
 
 SPLITS: tuple[Split, ...] = ("train", "heldout-name")
-PARTS = ("words", "icons", "speed")
+PARTS = ("words", "icons", "sounds", "speed")
+QUERIES = PARTS[:3]
 PRIOR = "view-diffusion"
 JUDGED_AZIMUTHS, ELEVATION, SIDE = (-30.0, 30.0, 150.0, 210.0), 20.0, 128
 RANK = 5
 POINTS = 4096  # of a surface, for the distance between two
-PRESET = "fine"
 BALL = 0.6  # radius of what the optimisation from scratch begins with
 
 
@@ -77,8 +79,8 @@ class Row:
 class Bench:
     """The models, the training shapes by what may ask for them, and the rows."""
 
-    def __init__(self, manager: ModelManager, shapes: Shapes, stack: ExitStack) -> None:
-        self.runtime, self.shapes = Runtime(manager), shapes
+    def __init__(self, manager: ModelManager, shapes: Shapes, stack: ExitStack, preset: str) -> None:
+        self.runtime, self.shapes, self.steps = Runtime(manager), shapes, PHASES[preset]
         keys = ("picture-text", "sentence-encoder", "shape-generator", "shape-autoencoder")
         self.space, self.encoder, self.generator, self.autoencoder = (
             stack.enter_context(manager.lease(key)) for key in keys
@@ -101,6 +103,12 @@ class Bench:
         with precision(self.runtime.models):
             return F.normalize(self.space.embed_pictures(to_tensor(np.stack([item.icon for item in items]))).float())
 
+    @torch.no_grad()
+    def sounds(self, items: Sequence[Sound], sounds: Sounds) -> Tensor:
+        """(N, D)."""
+        with self.runtime.lease("bind-audio") as ears, precision(self.runtime.models):
+            return torch.cat([ears.embed(sounds.waveforms([item])).float() for item in items])
+
     def truth(self, item: Shape) -> Tensor:
         """(4, 64, 64, 64)."""
         return self.shapes.batch([item])[0]
@@ -118,7 +126,7 @@ class Bench:
             "refined, no planar": replace(everything, planar=0.0),
             "refined, no stereoscopic": replace(everything, stereoscopic=0.0),
         }
-        if self.prior is not None:
+        if self.prior is not None and any(self.steps):
             rows += [Row(title, partial(self._refined, weights)) for title, weights in ways.items()]
             rows.append(Row("refined from a ball", self._from_scratch))
         return rows
@@ -134,16 +142,19 @@ class Bench:
         return grid
 
     def _refined(self, weights: Weights, query: Query, seed: int) -> Tensor:
-        return self._optimised(self._preview(query, seed), weights, query, seed)
+        return self._optimised(self._preview(query, seed), weights, query, seed, optimisation.PHASES)
 
     def _from_scratch(self, query: Query, seed: int) -> Tensor:
-        return self._optimised(grey_ball(self.autoencoder.config.size), Weights(), query, seed)
+        ball = grey_ball(self.autoencoder.config.size)
+        return self._optimised(ball, Weights(), query, seed, PHASES_FROM_NOTHING)
 
-    def _optimised(self, start: Tensor, weights: Weights, query: Query, seed: int) -> Tensor:
+    def _optimised(
+        self, start: Tensor, weights: Weights, query: Query, seed: int, phases: tuple[Phase, Phase, Phase]
+    ) -> Tensor:
         if not has_surface(start) or self.prior is None:
             return start
         supervision = Supervision(self.prior, self.space, query.condition, weights, seed, self.runtime)
-        refinement = Refinement(start, supervision, seed, PHASES[PRESET])
+        refinement = Refinement(start, supervision, seed, self.steps, phases=phases)
         for _ in refinement.run():
             pass
         return refined(start, refinement.addition)
@@ -232,22 +243,29 @@ def measure(row: Row, asked: Sequence[Query], judge: Evaluator, names: Sequence[
     }
 
 
-def queries(bench: Bench, split: Split, by: str, count: int) -> list[Query]:
-    """One for each of ``count`` names, spread over the split."""
+def queries(bench: Bench, split: Split, by: str, count: int, sounds: Sounds | None = None) -> list[Query]:
+    """One for each of ``count`` names, spread over the split; if ``sounds`` are asked by, of those that sound."""
     first = {item.name: item for item in reversed(bench.shapes.select(split))}
-    items = [first[name] for name in few(sorted(first), count)]
-    vectors = bench.words([item.name for item in items]) if by == "words" else bench.icons(items)
+    clips = {item.name: item for item in sounds.select(*HELD_OUT)} if sounds else {}
+    names = [name for name in sorted(first) if by != "sounds" or name.lower() in clips]
+    items = [first[name] for name in few(names, count)]
+    if not items:
+        return []
+    if by == "sounds" and sounds:
+        vectors = bench.sounds([clips[item.name.lower()] for item in items], sounds)
+    else:
+        vectors = bench.words([item.name for item in items]) if by == "words" else bench.icons(items)
     return [Query(item.name, vector, bench.truth(item)) for item, vector in zip(items, vectors, strict=True)]
 
 
-def compare(bench: Bench, judge: Evaluator, by: str, count: int) -> list[dict[str, Any]]:
+def compare(bench: Bench, judge: Evaluator, by: str, count: int, sounds: Sounds | None = None) -> list[dict[str, Any]]:
     names = sorted({item.name for item in bench.shapes.items})
     with torch.no_grad():
         texts = judge.embed_concepts(sentence_table(names))
     found = []
     for split in SPLITS:
-        asked = queries(bench, split, by, count)
-        for row in bench.rows():
+        asked = queries(bench, split, by, count, sounds)
+        for row in bench.rows() if asked else ():
             found.append({"split": split, **measure(row, asked, judge, names, texts)})
             print(found[-1], flush=True)
     return found
@@ -257,16 +275,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the table of shapes")
     parser.add_argument("--count", type=int, default=40, help="objects of a split")
+    parser.add_argument("--preset", choices=PHASES, default="fine", help="of the optimisation; preview: without it")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     manager = build_manager(load_settings(profile="lite"))
     shapes, judge = load_shapes(data_folder(arguments.data)), load_evaluator()
     results: dict[str, Any] = {}
     with ExitStack() as stack:
-        bench = Bench(manager, shapes, stack)
-        for by in ("words", "icons"):
+        bench = Bench(manager, shapes, stack, arguments.preset)
+        for by in QUERIES:
             if by in arguments.parts:
-                results[by] = compare(bench, judge, by, arguments.count)
+                sounds = load_sounds(data_folder(arguments.data)) if by == "sounds" else None
+                results[f"{by}, {arguments.preset}"] = compare(bench, judge, by, arguments.count, sounds)
         if "speed" in arguments.parts and bench.prior is not None:
             [query] = queries(bench, "train", "icons", 1)
             results["speed"] = speed(bench.prior, query.truth, query.condition)

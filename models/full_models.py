@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from models.full_brain_models import neuropictor
+from models.full_shape_models import shape_models
 from models.full_sound_models import clipsonic_models, description_models, sound_models, unpublished
 from models.lite_models import lite_models
 from models.request_models import LANGUAGE_MODEL_FILES, load_language_model
@@ -66,13 +68,17 @@ def full_models(pixels: Pixels) -> list[ModelSpec]:
         *description_models(),
         *sound_models(),
         *clipsonic_models(),
+        *shape_models(),
+        unpublished("bind-audio", "training.bind_audio", "models.bind", "load_bind_audio"),
         unpublished(
             "shape-generator", "training.shape_generator", "models.nets.shape_generator", "load_shape_generator"
         ),
         unpublished(
             "shape-autoencoder", "training.shape_autoencoder", "models.nets.shape_autoencoder", "load_shape_autoencoder"
         ),
+        unpublished("view-diffusion", "training.view_diffusion", "models.nets.view_diffusion", "load_view_diffusion"),
         unpublished("brain-decoder", "training.brain_decoder", "models.nets.brain_decoder", "load_brain_decoder"),
+        neuropictor(),
         replace(next(spec for spec in lite_models() if spec.key == "category-decoder"), profile="full"),
         ModelSpec(
             key="language-model",

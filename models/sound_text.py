@@ -28,6 +28,8 @@ class SoundTower(nn.Module):
     ``frames``: the most frames that a sound may have.
     """
 
+    hears: ClassVar[Literal["mels"]] = "mels"
+
     def __init__(self, config: ClapAudioConfig, mel: MelConfig) -> None:
         super().__init__()
         self.config = config
@@ -71,7 +73,6 @@ class SoundText(SoundTower):
     """A space of sounds and sentences."""
 
     reads: ClassVar[Literal["sentences"]] = "sentences"
-    hears: ClassVar[Literal["mels"]] = "mels"
 
     def __init__(self, config: ClapAudioConfig, mel: MelConfig) -> None:
         super().__init__(config, mel)

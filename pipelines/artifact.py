@@ -79,6 +79,13 @@ class Artifact(ABC):
     def encode(self, suffix: str) -> bytes:
         """The bytes of a file that ends in ``suffix``, one of :attr:`suffixes`, with the provenance if it has room."""
 
+    def files(self, name: str) -> dict[str, bytes]:
+        """What :meth:`save` writes for a file of this name, by name: most media are one file.
+
+        Raises :class:`UserError` as :meth:`save` does.
+        """
+        return {name: self.encode(self._suffix_for(Path(name)))}
+
     @classmethod
     @abstractmethod
     def decode(cls, data: bytes, suffix: str) -> Self:
@@ -104,12 +111,15 @@ class Artifact(ABC):
     def save(self, path: Path | str) -> None:
         """Write the file, in the format that its suffix names, and its sidecar ``<path>.json``, each atomically.
 
+        Some formats have more files, which are written beside it (:meth:`files`).
+
         Raises :class:`UserError` for a suffix of another medium and for a folder that cannot be written to.
         """
         path = Path(path)
-        data = self.encode(self._suffix_for(path))
-        write_atomically(sidecar_path(path), self.sidecar(data))
-        write_atomically(path, data)
+        files = self.files(path.name)
+        write_atomically(sidecar_path(path), self.sidecar(files[path.name]))
+        for name in reversed(files):
+            write_atomically(path.with_name(name), files[name])
 
     @classmethod
     def load(cls, path: Path | str) -> Self:

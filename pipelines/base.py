@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -136,8 +136,10 @@ class Pipeline(ABC):
     models: ClassVar[tuple[str, ...]]
     examples: ClassVar[tuple[tuple[str, ...], ...]] = ()  # texts of the inputs, to click on
     example_files: ClassVar[tuple[Path, ...]] = ()  # for the one input of the first route, to click on
-    is_edit: ClassVar[bool] = False  # changes something by plain means, to more of its medium; no model
+    is_edit: ClassVar[bool] = False  # changes something by plain means, or shows it in another medium; no model
     uses_chance: ClassVar[bool] = True  # another seed gives another result
+    keeps_what_is_stopped: ClassVar[bool] = False  # a run that is told to stop still makes of it what it can
+    refined_by: ClassVar[Mapping[str, Any]] = {}  # settings that go on from what others of its settings gave
 
     @abstractmethod
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
@@ -232,16 +234,20 @@ class Registry:
         return self._pipelines[name]
 
 
-def installed_registry() -> Registry:
-    """The built-in pipelines, then those that installed packages offer, then the plain edits."""
+def installed_registry(profile: Literal["lite", "full"] = "lite") -> Registry:
+    """The built-in pipelines that have models in the profile, then those that installed packages offer, then the plain
+    edits. Where two can do a thing, the first does it."""
     from pipelines.clipsonic.pipeline import CLIPSonic
     from pipelines.crossflow.pipeline import CrossFlow, CrossFlowMorph
     from pipelines.describe.pipeline import Describe
     from pipelines.edits import EDITS
     from pipelines.fmri.pipeline import FMRI
+    from pipelines.neuropictor.pipeline import NeuroPictorPipeline
+    from pipelines.shap_e.pipeline import ShapE
     from pipelines.v2a_mapper.pipeline import V2AMapper
-    from pipelines.xbind.pipeline import XBindPreview
+    from pipelines.xbind.pipeline import XBind
 
     third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
-    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), CLIPSonic(), XBindPreview(), Describe(), FMRI()]
+    shapes, maps = ([], []) if profile == "lite" else ([ShapE()], [NeuroPictorPipeline()])
+    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), CLIPSonic(), *shapes, XBind(), Describe(), FMRI(), *maps]
     return Registry([*built_in, *third_party, *(edit() for edit in EDITS)])

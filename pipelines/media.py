@@ -25,11 +25,12 @@ from pipelines.formats.image import (
     decode_animation,
     decode_image,
     encode_animation,
+    encode_gif,
     encode_image,
     is_animation,
     is_picture,
 )
-from pipelines.formats.mesh import decode_mesh, encode_mesh
+from pipelines.formats.mesh import decode_mesh, encode_mesh, encode_textured_obj
 from pipelines.formats.scans.artifact import decode_scan, encode_scan
 from pipelines.formats.scans.files import UNKNOWN, UPLOADED
 from pipelines.formats.video import decode_video, encode_video
@@ -169,15 +170,15 @@ class Video(Artifact):
     """``frames``: (T, H, W, 3) uint8, sRGB; ``frame_rate`` in Hz; ``audio``: its sound.
 
     ``.mp4`` is H.264 with AAC: lossy, and an odd height or width gets one more row or column of the same colours.
-    ``.webp`` is an animation with lossless frames and no sound.
+    ``.webp`` is an animation with lossless frames and no sound, ``.gif`` one in 256 colours.
 
-    Loading also reads GIF, QuickTime, WebM, Matroska and AVI. It turns a phone's clip upright, repeats and leaves out
+    Loading also reads QuickTime, WebM, Matroska and AVI. It turns a phone's clip upright, repeats and leaves out
     frames so that a clip of uneven rate lasts as long as it did and stays in step with its sound, and scales a clip
     of many large frames down until they fit into 256 megapixels.
     """
 
     medium = "video"
-    suffixes = (".mp4", ".webp")
+    suffixes = (".mp4", ".webp", ".gif")
 
     frames: np.ndarray
     frame_rate: float
@@ -195,6 +196,8 @@ class Video(Artifact):
     def encode(self, suffix: str) -> bytes:
         if suffix == ".webp":
             return encode_animation(self.frames, self.frame_rate, self.note())
+        if suffix == ".gif":
+            return encode_gif(self.frames, self.frame_rate, self.note())
         sound = (self.audio.samples, self.audio.sample_rate) if self.audio else None
         return encode_video(self.frames, self.frame_rate, sound, self.note())
 
@@ -213,7 +216,8 @@ class Mesh(Artifact):
     """``vertices``: (V, 3) float32, metres, Y up; ``faces``: (F, 3) int32; ``vertex_colors``: (V, 3) uint8.
 
     ``.glb`` and ``.ply`` are lossless, ``.obj`` keeps 10 decimals. ``.obj`` and ``.ply`` have their provenance in the
-    sidecar only. Loading puts all parts of a file together, and leaves out textures.
+    sidecar only. With colours, ``.obj`` is saved together with its material (``.mtl``) and a texture (``.png``), by
+    which other programs show them. Loading puts all parts of a file together, and leaves out textures.
     """
 
     medium = "mesh"
@@ -236,6 +240,11 @@ class Mesh(Artifact):
 
     def encode(self, suffix: str) -> bytes:
         return encode_mesh(self.vertices, self.faces, self.vertex_colors, suffix, self.note())
+
+    def files(self, name: str) -> dict[str, bytes]:
+        if self._suffix_for(Path(name)) != ".obj" or self.vertex_colors is None:
+            return super().files(name)
+        return encode_textured_obj(self.vertices, self.faces, self.vertex_colors, name)
 
     @classmethod
     def decode(cls, data: bytes, suffix: str) -> Self:

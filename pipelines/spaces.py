@@ -13,16 +13,23 @@ from PIL import Image as PillowImage
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.mel import MelConfig, log_mel
 from pipelines.base import Runtime, precision
-from pipelines.media import Image, Video
+from pipelines.edits.audio import at_speed
+from pipelines.media import Audio, Image, Video
 
 if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere listing need not spend
+    from models.bind import BindAudio
     from models.picture_text import PictureText
-    from models.published_spaces import PublishedPictureText
+    from models.published_spaces import PublishedPictureText, PublishedSoundText
+    from models.sound_text import SoundText
     from models.text_encoder import TextEncoder
 
 TOKENS = 32  # of a sentence, as the spaces were trained
 LARGEST_SIDE = 512  # of a picture on its way to a network that sees it smaller still
+MOST_WINDOWS = 8  # of a sound that are listened to
+LEVEL = 0.5  # peak of a sound that is listened to; clips in training have 0.1 to 0.9
+SILENCE = 1e-4  # peak, -80 decibels, below which nothing is heard
 FEWEST_FRAMES, MOST_FRAMES, FRAMES_A_SECOND = 8, 16, 2  # of a clip that are looked at
 
 
@@ -77,3 +84,48 @@ def _looked_at(clip: Video) -> np.ndarray:
     seconds = len(clip.frames) / clip.frame_rate
     wanted = min(max(round(FRAMES_A_SECOND * seconds), FEWEST_FRAMES), MOST_FRAMES)
     return np.linspace(0, len(clip.frames) - 1, min(wanted, len(clip.frames))).round().astype(int)
+
+
+def is_heard(sound: Audio) -> bool:
+    return bool(np.abs(sound.samples.mean(0)).max() > SILENCE)
+
+
+def sound_vector(space: SoundText | PublishedSoundText | BindAudio, sound: Audio, runtime: Runtime) -> Tensor:
+    """The unit vector (D,) of a sound: the mean of those of its windows, as for the frames of a clip."""
+    device = runtime.models.device
+    if space.hears == "waveforms":
+        heard = parts_of(sound, space.sample_rate, space.samples).to(device)
+    else:
+        windows = windows_of(sound, space.mel, space.mel.samples(space.frames))
+        heard = log_mel(windows.to(device), space.mel)
+    with precision(runtime.models), torch.no_grad():
+        vectors = [space.embed_sounds(part) for part in heard.split(runtime.micro_batch)]
+    return F.normalize(torch.cat(vectors).float().mean(0), dim=0)
+
+
+def windows_of(sound: Audio, mel: MelConfig, samples: int) -> Tensor:
+    """(W, samples) float32: :func:`parts_of` at the rate of ``mel``, with a peak of ``LEVEL`` over all of them.
+
+    A sound that is shorter than one window is followed by silence.
+    """
+    parts = parts_of(sound, mel.sample_rate, samples)
+    windows = F.pad(parts, (0, samples - parts.shape[1]))
+    return windows * (LEVEL / windows.abs().max().clamp(min=SILENCE))
+
+
+def parts_of(sound: Audio, sample_rate: int, samples: int) -> Tensor:
+    """(W, up to ``samples``) float32 at ``sample_rate``: the mean of the channels.
+
+    A sound that is longer than one window is listened to in up to 8, spread evenly over all of it; only these are
+    resampled.
+    """
+    length = max(1, round(samples / sample_rate * sound.sample_rate))
+    total = sound.samples.shape[1]
+    count = min(MOST_WINDOWS, -(-total // length))
+    starts = np.linspace(0, max(0, total - length), count).round().astype(int)
+    heard = []
+    for start in starts:
+        part = Audio(sound.samples[:, start : start + length].mean(0, keepdims=True), sound.sample_rate)
+        # At this speed it has as many samples a second as are wanted.
+        heard.append(at_speed(part, sound.sample_rate / sample_rate).samples[0, :samples])
+    return torch.from_numpy(np.stack(heard))

@@ -69,8 +69,8 @@ def run(
     folder.mkdir()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(commands, "Studio", lambda settings, registry: tiny_studio)
-    monkeypatch.setattr(commands, "installed_registry", lambda: tiny_studio.registry)
-    monkeypatch.setattr(doctor, "installed_registry", lambda: tiny_studio.registry)
+    monkeypatch.setattr(commands, "installed_registry", lambda profile: tiny_studio.registry)
+    monkeypatch.setattr(doctor, "installed_registry", lambda profile: tiny_studio.registry)
 
     def run_command(*arguments: str) -> tuple[int, str, str]:
         try:

@@ -215,7 +215,7 @@ def test_the_doctor_names_each_fault_and_what_to_do(run: Run, painter_folder: Pa
 
 
 def test_a_check_that_breaks_does_not_stop_the_others(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken() -> Registry:
+    def broken(profile: str) -> Registry:
         raise ImportError("a third party's pipeline")
 
     monkeypatch.setattr(doctor, "installed_registry", broken)

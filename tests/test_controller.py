@@ -76,6 +76,13 @@ def test_a_picture_and_its_sound_draw_the_picture_once() -> None:
         ("what was this person looking at? show me", ("scan",), [("fmri", ("upload:1",))]),
         ("describe this", ("audio",), [("describe", ("upload:1",))]),
         ("louder", ("audio",), [("audio-gain", ("upload:1",))]),
+        ("spin it", ("mesh",), [("mesh-turntable", ("upload:1",))]),
+        ("spin it by 45 degrees", ("mesh",), [("mesh-rotate", ("upload:1",))]),
+        ("spin it", ("image",), [("image-rotate", ("upload:1",))]),
+        ("show it from all sides", ("mesh",), [("mesh-views", ("upload:1",))]),
+        ("spin it and make it smoother", ("mesh",), [("mesh-smooth", ("upload:1",)), ("mesh-turntable", ("$s1",))]),
+        ("make a clip of this object", ("mesh",), [("mesh-turntable", ("upload:1",))]),
+        ("a picture of it", ("mesh",), [("mesh-views", ("upload:1",))]),
         ("describe in words what was seen", ("scan",), [("fmri", ("upload:1",)), ("describe", ("$s1",))]),
     ],
 )

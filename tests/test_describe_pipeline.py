@@ -25,9 +25,9 @@ from models.nets.efficientnet_lite import CLASSES
 from models.picture_text import SENTENCE_WIDTH, PictureText, PictureTextConfig
 from models.sound_text import SoundText
 from pipelines.base import Produced, Progress, Runtime
-from pipelines.describe.pipeline import LEVEL, Describe, frames_of, in_words, windows_of
+from pipelines.describe.pipeline import Describe, frames_of, in_words
 from pipelines.media import Artifact, Audio, Image, Text, Video
-from pipelines.spaces import picture_vector
+from pipelines.spaces import LEVEL, picture_vector, windows_of
 from tests.test_captioner import blip_folder
 from tests.tiny_models import manager_of, resident, spec_of
 from tests.tiny_sounds import WIDTH, Backbone, clip, picture

@@ -29,7 +29,10 @@ each_edit = pytest.mark.parametrize("edit", list(REGISTRY), ids=lambda edit: edi
 @each_edit
 def test_it_is_declared_as_an_edit_that_can_be_drawn_and_described(edit: Pipeline) -> None:
     assert (
-        edit.is_edit and not edit.uses_chance and not edit.models and edit.name.startswith(f"{edit.routes[0].output}-")
+        edit.is_edit
+        and not edit.uses_chance
+        and not edit.models
+        and edit.name.startswith(f"{edit.routes[0].inputs[0]}-")
     )
     assert all(field.description for field in edit.params_type.model_fields.values())
     assert edit.parse_params({}) == edit.params_type()

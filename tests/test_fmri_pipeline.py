@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from models.catalog import catalog
@@ -19,14 +20,22 @@ from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from models.nets.brain_decoder import BrainDecoder, BrainDecoderConfig, load_brain_decoder
 from models.nets.brain_fitting import Pairs, solve_linear
-from pipelines.base import Produced, Runtime
+from pipelines.base import Produced, Progress, Runtime
+from pipelines.fmri.cortex import draw_scan
+from pipelines.fmri.flat_map import known_places
+from pipelines.fmri.known_pictures import NEAREST, known_pictures
 from pipelines.fmri.pipeline import (
+    DRAWN,
     FMRI,
     GUIDED,
+    LOOKED_UP,
     OF_ADAPTED_SUBJECT,
     OF_MEASUREMENT,
     OF_SIMULATED_SUBJECT,
     OF_SIMULATION,
+    OF_UPLOAD,
+    FMRIParams,
+    read,
 )
 from pipelines.formats.scans.files import PERCENT, RAW, SIMULATED, Z_SCORED
 from pipelines.media import Artifact, BrainScan, Image, Text
@@ -40,10 +49,16 @@ class Brain(NamedTuple):
     manager: ModelManager
     decoder: BrainDecoder
     pairs: Pairs  # z-scored scans and what was seen
+    of_s7: (
+        Tensor  # the same seen by the simulator's S7: early voxels answer to the look alone, the others to the meaning
+    )
 
     def scan(self, row: int, **others: Any) -> BrainScan:
         said = {"space": "voxels", "subject": "S1", "units": Z_SCORED, **others}
         return BrainScan(self.pairs.values[row].numpy(), **said)
+
+    def scan_of_s7(self, row: int) -> BrainScan:
+        return BrainScan(self.of_s7[row].numpy(), "voxels", "S7", Z_SCORED, SIMULATED)
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +77,18 @@ def brain(tmp_path_factory: pytest.TempPathFactory) -> Brain:
     solve_linear(decoder, "S1", pairs)
     decoder.add_subject("Ann", "", torch.ones(ADAPTED), torch.ones(ADAPTED))
     solve_linear(decoder, "Ann", pairs._replace(values=values[:, :ADAPTED]))
+    places = known_places()["S7"]
+    early = torch.from_numpy(places.within("early"))
+    weights = torch.randn(768, len(early))
+    weights[:256, early], weights[256:, ~early] = 0.0, 0.0
+    of_s7 = torch.cat([semantic * 16, low_level.flatten(1)], 1) @ weights
+    of_s7 = (of_s7 - of_s7.mean(0)) / of_s7.std(0)
+    decoder.add_subject("S7", places.mask_hash, torch.zeros(len(early)), torch.ones(len(early)))
+    solve_linear(decoder, "S7", pairs._replace(values=of_s7))
     decoder.name_concepts(shipped.sentences, shipped.concepts)
     spec = spec_of("brain-decoder", tmp_path_factory.mktemp("decoder"), load=lambda _: decoder.eval())
     specs = {key: spec for key, spec in catalog("lite").items() if key in FMRI.models}
-    return Brain(ModelManager({**specs, "brain-decoder": spec}, CPU, 2 * 10**9), decoder, pairs)
+    return Brain(ModelManager({**specs, "brain-decoder": spec}, CPU, 2 * 10**9), decoder, pairs, of_s7)
 
 
 def made(brain: Brain, *scans: Artifact, **params: Any) -> list[Artifact]:
@@ -236,3 +259,129 @@ def test_a_decoder_of_other_latents_than_the_painters_is_refused(brain: Brain, m
 def test_units_that_a_scan_lacks_can_be_said(brain: Brain) -> None:
     silent = replace(brain.scan(9), units="unknown")
     assert picture_and_words(brain, silent, units=Z_SCORED)[1][:2] == picture_and_words(brain, brain.scan(9))[1][:2]
+
+
+def events(brain: Brain, scan: BrainScan, **params: Any) -> list[Progress | Produced]:
+    values = PIPELINE.parse_params({"num_inference_steps": 7, **params})
+    return list(PIPELINE.run_batch([[scan]], values, Runtime(brain.manager)))
+
+
+def test_the_activity_is_seen_until_there_is_something_of_the_picture(brain: Brain) -> None:
+    scan = brain.scan_of_s7(4)
+    previews = [event.preview for event in events(brain, scan, without="early") if isinstance(event, Progress)]
+    activity = draw_scan(scan, without="early").pixels
+    seen = [preview is not None and np.array_equal(preview.pixels, activity) for preview in previews]
+    assert seen[0] and seen == sorted(seen, reverse=True) and not seen[-1]
+    begun = previews[seen.index(False)]
+    assert begun is not None and begun.pixels.shape == (128, 128, 3)
+
+
+def test_the_activity_is_seen_while_models_load(brain: Brain) -> None:
+    brain.manager.free()
+    said: list[Progress] = []
+    runtime = Runtime(brain.manager, report=said.append)
+    params = PIPELINE.parse_params({"show": "nearest pictures"})
+    list(PIPELINE.run([brain.scan_of_s7(4)], params, runtime))
+    activity = draw_scan(brain.scan_of_s7(4)).pixels
+    assert said
+    for progress in said:
+        assert progress.preview is not None and np.array_equal(progress.preview.pixels, activity)
+
+
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_the_activity_alone_takes_no_model(brain: Brain, shuffled: bool) -> None:
+    scan = brain.scan_of_s7(4)
+    params = PIPELINE.parse_params({"show": "activity", "shuffled": shuffled})
+    assert PIPELINE.models_for([scan], params) == () and PIPELINE.effort([scan], params) == 0
+    picture, words = made(brain, scan, show="activity", shuffled=shuffled)
+    assert isinstance(picture, Image) and isinstance(words, Text) and "S7, trial 1" in words.text
+    assert np.array_equal(picture.pixels, draw_scan(scan).pixels) != shuffled
+    assert picture.provenance is not None and picture.provenance.models == ()
+    assert picture.provenance.badge.endswith(f"{OF_SIMULATION} {DRAWN}")
+
+
+def test_a_drawing_says_what_kind_of_data_it_is_of(brain: Brain) -> None:
+    unknown = BrainScan(np.ones((4, 5, 6), np.float32), "unknown", "unknown")
+    for scan, badge in (
+        (replace(brain.scan_of_s7(0), origin="uploaded"), OF_SIMULATED_SUBJECT),
+        (BrainScan.load(MEASURED_EXAMPLES[0]), OF_MEASUREMENT),
+        (unknown, OF_UPLOAD),
+    ):
+        picture, _ = made(brain, scan, show="activity")
+        assert picture.provenance is not None and picture.provenance.badge == f"{badge} {DRAWN}"
+    picture, _ = made(brain, brain.scan_of_s7(0), show="activity", without="ventral")
+    assert picture.provenance is not None
+    assert picture.provenance.badge.startswith("Left out: ventral (ventral, parahippocampal).")
+
+
+def test_without_a_region_is_lost_what_it_tells(brain: Brain) -> None:
+    """Here early voxels tell the look alone, and all others what it is."""
+    low_level = brain.pairs.low_level
+    named: dict[str, int] = {}
+    likeness: dict[str, float] = {}
+    for without in ("none", "early", "higher"):
+        params = PIPELINE.parse_params({"without": without})
+        assert isinstance(params, FMRIParams)
+        readings = [read(brain.scan_of_s7(row), params, Runtime(brain.manager)) for row in range(0, 60, 5)]
+        seen = [brain.decoder.nearest(brain.pairs.semantic[row][None], 1)[0][0].sentence for row in range(0, 60, 5)]
+        named[without] = sum(reading.sentence == sentence for reading, sentence in zip(readings, seen, strict=True))
+        looks = torch.cat([F.avg_pool2d(reading.look, 2) for reading in readings if reading.look is not None])
+        both = torch.stack([looks.flatten(), low_level[0:60:5].flatten()])
+        likeness[without] = float(torch.corrcoef(both)[0, 1])
+    assert named["none"] >= 8 and named["early"] >= 8 and named["higher"] <= 1
+    # The others know some looks by heart: these are the pictures that the adapter was solved on.
+    assert likeness["none"] > 0.95 and likeness["higher"] > 0.95 and likeness["early"] < 0.6
+
+
+def test_what_was_left_out_is_said_with_every_result(brain: Brain) -> None:
+    picture, words = made(brain, brain.scan_of_s7(3), num_inference_steps=1, without="dorsal")
+    gone = int(known_places()["S7"].within("dorsal").sum())
+    told = f"Left out: dorsal (dorsal), {gone} of 976 voxels set to their means."
+    assert isinstance(words, Text) and told in words.text.splitlines()
+    assert picture.provenance is not None and picture.provenance.badge == f"{told} {OF_SIMULATION} {GUIDED}"
+
+
+@pytest.mark.parametrize("show", ["picture", "activity", "nearest pictures"])
+def test_of_unknown_regions_none_is_left_out(brain: Brain, show: str) -> None:
+    ann = BrainScan(brain.pairs.values[2, :ADAPTED].numpy(), "voxels", "Ann", Z_SCORED)
+    for scan in (ann, BrainScan.load(MEASURED_EXAMPLES[0])):
+        with pytest.raises(UserError, match="lie in which region is not known"):
+            made(brain, scan, show=show, without="early")
+
+
+def test_regions_are_those_of_the_voxels_that_the_decoder_reads(brain: Brain) -> None:
+    adapter = brain.decoder.adapter("S7")
+    known, adapter.mask_hash = adapter.mask_hash, "0" * 64  # as many voxels, but others
+    try:
+        with pytest.raises(UserError, match="the brain of S7 lie in which region is not known"):
+            made(brain, brain.scan_of_s7(0), without="early")
+    finally:
+        adapter.mask_hash = known
+
+
+def test_the_nearest_of_the_known_pictures_are_found_and_those_of_nothing_are_not(brain: Brain) -> None:
+    known = known_pictures()
+    assert len(known.names) == len(set(known.names)) == len(known.pixels) == len(known.vectors) > 200
+    assert torch.allclose(known.vectors.norm(dim=1), torch.ones(len(known.names)), atol=0.01)
+    found, nothing = [], []
+    for row in range(0, 40, 5):
+        vector = F.normalize(brain.pairs.semantic[row] - brain.decoder.center, dim=0)
+        nearest = (F.normalize(known.vectors - brain.decoder.center, dim=1) @ vector).argmax()
+        picture, words = made(brain, brain.scan_of_s7(row), show="nearest pictures")
+        _, shuffled = made(brain, brain.scan_of_s7(row), show="nearest pictures", shuffled=True)
+        assert isinstance(words, Text) and isinstance(shuffled, Text) and isinstance(picture, Image)
+        lines = words.text.splitlines()
+        assert lines[0] == f"Nearest of {len(known.names)} known pictures, which is not a reconstruction:"
+        assert lines[-2:] == [OF_SIMULATION, LOOKED_UP] and len(lines) == NEAREST + 4
+        cosines = [float(re.findall(r" (-?\d\.\d\d),", line)[0]) for line in lines[1 : NEAREST + 1]]
+        assert cosines == sorted(cosines, reverse=True)
+        found.append(any(f". {known.names[nearest]} " in line for line in lines[1 : NEAREST + 1]))
+        nothing.append(int(re.findall(r"than (\d+) % of 1,000", shuffled.text)[0]))
+        assert int(re.findall(r"than (\d+) % of 1,000", lines[1])[0]) > 60
+        assert picture.provenance is not None and [one.key for one in picture.provenance.models] == ["brain-decoder"]
+    assert np.mean(found) > 0.7 and 20 < np.mean(nothing) < 80
+
+
+def test_no_known_picture_is_near_to_a_kind_of_thing(brain: Brain) -> None:
+    with pytest.raises(UserError, match="only the kind of thing is decoded"):
+        made(brain, BrainScan.load(MEASURED_EXAMPLES[0]), show="nearest pictures")

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,15 @@ from pipelines.media import Mesh
 from pipelines.xbind import optimisation, pipeline
 from pipelines.xbind.surface import surface
 from tests.box_shapes import boxes
-from tests.test_shape_generator_recipe import write_chairs
+from tests.test_shape_generator_recipe import NAMES, write_chairs
 from tests.test_view_diffusion import TINY, tiny, vectors
 from tests.test_xbind_presets import refining_manager
 from tests.tiny_shapes import shape_manager
+from tests.tiny_sounds import tone
 from training import shapes
 from training.evaluator import Evaluator
+from training.shapes import split_of
+from training.sounds import Sound, Sounds, Split
 
 RED, BLUE = (1.0, 0.0, 0.0), (0.0, 0.0, 1.0)
 
@@ -79,6 +83,14 @@ def test_the_loop_takes_the_same_step() -> None:
     assert row["gradients_cosine"] > 0.97 and row["seconds"] > 0 and row["side"] == TINY.side
 
 
+def squeaks_of(name: str) -> Sounds:
+    """Two clips: one is held out."""
+    clips = [tone(hertz).samples[0] * 32_767 for hertz in (500, 900)]
+    splits: list[Split] = ["heldout-file", "train"]
+    items = [Sound(row, name, name, (), "", False, True, split) for row, split in enumerate(splits)]
+    return Sounds([clip.astype(np.int16) for clip in clips], items)
+
+
 @pytest.mark.parametrize("refines", [True, False])
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: bool) -> None:
     write_chairs(tmp_path)
@@ -96,6 +108,7 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: b
         "build_manager": lambda settings: manager,
         "load_evaluator": lambda: judge,
         "sentence_table": lambda names: torch.randn(len(names), 384),
+        "load_sounds": lambda folder: squeaks_of(next(name for name in NAMES if split_of(name) == "train").lower()),
         "POINTS": 256,
         "SIDE": 32,
     }
@@ -108,9 +121,9 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: b
     if refines:
         rows |= {"refined", "refined, no similarity", "refined, no planar", "refined, no stereoscopic"}
         rows |= {"refined from a ball"}
-    for by in ("words", "icons"):
-        assert {row["row"] for row in results[by]} == rows and len(results[by]) == 2 * len(rows)
-        assert {row["split"] for row in results[by]} == {"train", "heldout-name"}
+    for by, splits in {"words, fine": 2, "icons, fine": 2, "sounds, fine": 1}.items():
+        assert {row["row"] for row in results[by]} == rows and len(results[by]) == splits * len(rows)
+        assert {row["split"] for row in results[by]} <= {"train", "heldout-name"}
         true = [row for row in results[by] if row["row"] == "true shape"]
         assert all(row["outline_iou"] == 1 and row["chamfer"] < 1e-6 for row in true)
     assert ("speed" in results) == refines

@@ -8,20 +8,28 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import trimesh
+from torch import nn
+from torch.nn import functional as F
 
+from models.catalog import catalog
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from models.nets.shape_autoencoder import ShapeAutoencoder
-from pipelines.base import Event, Produced, Progress, Runtime
-from pipelines.media import Artifact, Image, Mesh, Text
+from pipelines.base import EXAMPLES, Event, Produced, Progress, Runtime
+from pipelines.fmri.pipeline import GUIDED, OF_MEASUREMENT, Reading
+from pipelines.media import Artifact, BrainScan, Image, Mesh, Text, load_artifact
+from pipelines.xbind import prompts
+from pipelines.xbind.cut_out import cut_out
 from pipelines.xbind.pipeline import XBind
 from tests.tiny_models import resident
 from tests.tiny_shapes import Nothing, shape_manager
-from tests.tiny_sounds import clip, picture
+from tests.tiny_sounds import WIDTH, clip, picture, tone
 
 XBIND = XBind()
-GENERATION = {"picture-text", "shape-generator", "shape-autoencoder"}
+GENERATION = {"shape-generator", "shape-autoencoder"}
+READING = {"picture-text", "sentence-encoder"}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +59,11 @@ def same(a: np.ndarray, b: np.ndarray, within: float = 1e-3) -> bool:
 # ------------------------------------------------------------------------------------------------------------- routes
 
 
-@pytest.mark.parametrize("given", [(Text("a dog"),), (picture(0),), (Text("a dog"), picture(0))])
+@pytest.mark.parametrize(
+    "given",
+    [(Text("a dog"),), (picture(0),), (tone(440),), (Text("a dog"), picture(0)), (tone(440), Text("a dog"))],
+    ids=lambda given: "+".join(one.medium for one in given),
+)
 def test_every_route_gives_a_closed_coloured_object(manager: ModelManager, given: tuple[Artifact, ...]) -> None:
     assert XBIND.accepts([one.medium for one in given], "mesh")
     [made] = meshes(manager, *given, size=0.4, num_faces=900)
@@ -67,10 +79,12 @@ def test_what_is_asked_for_matters(manager: ModelManager) -> None:
     assert same(said, vertices(manager, Text("  dog\n")), 1e-9)
     assert not same(said, vertices(manager, Text("rain")))
     assert not same(shown, vertices(manager, picture(5)))
+    assert not same(vertices(manager, tone(440)), vertices(manager, tone(2000)))
 
 
-def test_a_blend_goes_from_the_words_to_the_picture(manager: ModelManager) -> None:
-    words, shown = Text("dog"), picture(0)
+@pytest.mark.parametrize("shown", [picture(0), tone(440)], ids=["picture", "sound"])
+def test_a_blend_goes_from_the_words_to_the_example(manager: ModelManager, shown: Artifact) -> None:
+    words = Text("dog")
     ends = [vertices(manager, words), vertices(manager, shown)]
     blends = [vertices(manager, words, shown, share=share) for share in (0.0, 1.0, 0.5)]
     np.testing.assert_array_equal(blends[0], ends[0])
@@ -80,23 +94,76 @@ def test_a_blend_goes_from_the_words_to_the_picture(manager: ModelManager) -> No
 
 
 @pytest.mark.parametrize(
-    ("given", "share", "reads"),
+    ("given", "share", "leased"),
     [
-        ((Text("dog"),), 1.0, True),
-        ((picture(0),), 0.0, False),
-        ((Text("dog"), picture(0)), 0.5, True),
-        ((Text("dog"), picture(0)), 1.0, False),
+        ((Text("dog"),), 1.0, READING),
+        ((picture(0),), 0.0, {"picture-text"}),
+        ((tone(440),), 0.0, {"bind-audio"}),
+        ((Text("dog"), picture(0)), 0.5, READING),
+        ((Text("dog"), picture(0)), 1.0, {"picture-text"}),
+        ((Text("dog"), tone(440)), 0.5, READING | {"bind-audio"}),
+        ((Text("dog"), tone(440)), 1.0, {"bind-audio"}),
+        ((Text("dog"), tone(440)), 0.0, READING),
     ],
 )
 def test_only_what_a_run_needs_is_leased(
-    tmp_path: Path, given: tuple[Artifact, ...], share: float, reads: bool
+    tmp_path: Path, given: tuple[Artifact, ...], share: float, leased: set[str]
 ) -> None:
     manager = shape_manager(tmp_path)
     [made] = meshes(manager, *given, share=share, steps=1)
-    expected = GENERATION | ({"sentence-encoder"} if reads else set())
+    expected = GENERATION | leased
     assert set(resident(manager)) == expected
     assert set(XBIND.models_for(given, XBIND.parse_params({"share": share}))) == expected
     assert made.provenance is not None and {record.key for record in made.provenance.models} == expected
+
+
+def scan_of(name: str) -> BrainScan:
+    scan = load_artifact(EXAMPLES / "scans" / f"{name}.npz")
+    assert isinstance(scan, BrainScan)
+    return scan
+
+
+def test_a_measured_scan_gives_what_its_category_gives(tmp_path: Path) -> None:
+    decoder = catalog("lite")["category-decoder"].load
+    folder = Path("assets/weights/category-decoder-lite")
+    manager = shape_manager(tmp_path, instead={"category-decoder": lambda: decoder(folder)})
+    scan = scan_of("measured-house")
+    run = events(manager, scan)
+    [made] = [event.artifact for event in run if isinstance(event, Produced)]
+    assert "Making what was decoded, perhaps a house" in {e.message for e in run if isinstance(e, Progress)}
+    assert isinstance(made, Mesh) and same(made.vertices, vertices(manager, Text("a house")), 1e-9)
+    expected = GENERATION | READING | {"category-decoder"}
+    assert set(resident(manager)) == set(XBIND.models_for([scan], XBIND.parse_params({}))) == expected
+    assert made.provenance is not None and OF_MEASUREMENT in made.provenance.badge and GUIDED in made.provenance.badge
+
+
+def test_a_simulated_scan_gives_what_is_where_it_was_decoded_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan, vectors = scan_of("S6-placard"), F.normalize(torch.eye(WIDTH)[:2] + 0.1, dim=1)
+    monkeypatch.setattr(prompts, "decoded", lambda *_: Reading("a placard", vectors[0], None, "words", "a badge"))
+    manager = shape_manager(tmp_path, instead={"brain-decoder": lambda: nn.Identity()})
+    [alone] = meshes(manager, scan)
+    assert alone.provenance is not None and alone.provenance.badge == "a badge"
+    assert {record.key for record in alone.provenance.models} == GENERATION | {"brain-decoder"}
+    with_words = meshes(manager, Text("dog"), scan, share=0.5)[0]
+    assert not same(alone.vertices, with_words.vertices)
+    monkeypatch.setattr(prompts, "decoded", lambda *_: Reading("a dog", vectors[1], None, "words", "a badge"))
+    assert not same(alone.vertices, vertices(manager, scan))
+
+
+def test_an_object_before_a_ground_is_cut_out_first_unless_told(manager: ModelManager) -> None:
+    pixels = np.full((60, 60, 3), (60, 120, 90), np.uint8)
+    pixels[20:40, 15:45] = (200, 30, 40)
+    removed, kept = (events(manager, Image(pixels), background=choice) for choice in ("remove", "keep"))
+    [shown] = [event for event in removed if isinstance(event, Progress) and "Cut the object" in event.message]
+    assert shown.preview is not None and (shown.preview.pixels[0] == 255).all()
+    assert not any(isinstance(event, Progress) and "Cut" in event.message for event in kept)
+    [cut], [whole] = ([e.artifact for e in run if isinstance(e, Produced)] for run in (removed, kept))
+    assert isinstance(cut, Mesh) and isinstance(whole, Mesh) and not same(cut.vertices, whole.vertices)
+    # It is the picture given that a remix begins with.
+    assert cut.provenance is not None and cut.provenance.parents == (Image(pixels).content_hash(),)
+    assert same(vertices(manager, cut_out(Image(pixels))), cut.vertices)
 
 
 # ------------------------------------------------------------------------------------------ seeds, batches, progress
@@ -186,6 +253,14 @@ def test_a_picture_of_nothing_is_refused(tmp_path: Path, shown: Image) -> None:
     assert "one object" in refusal.value.hint and not resident(manager)
 
 
+@pytest.mark.parametrize("given", [(tone(440, level=0.0),), (Text("dog"), tone(440, level=1e-5))])
+def test_silence_is_refused(tmp_path: Path, given: tuple[Artifact, ...]) -> None:
+    manager = shape_manager(tmp_path)
+    with pytest.raises(UserError, match="The sound is silent") as refusal:
+        meshes(manager, *given)
+    assert "can be heard" in refusal.value.hint and not resident(manager)
+
+
 def test_a_small_thing_on_white_is_something(manager: ModelManager) -> None:
     pixels = np.full((64, 64, 3), 255, np.uint8)
     pixels[30:34, 30:34] = 0
@@ -199,6 +274,7 @@ def test_a_small_thing_on_white_is_something(manager: ModelManager) -> None:
         ((Text("dog"), clip(2)), "not video"),
         ((Text("dog"), Text("rain")), "one of each"),
         ((picture(0), picture(5)), "one of each"),
+        ((picture(0), tone(440)), "one of each"),
         ((Text("dog"), picture(0), picture(5)), "one of each"),
     ],
 )

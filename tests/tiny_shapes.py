@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -61,14 +62,19 @@ def tiny_generator(config: ShapeGeneratorConfig = GENERATOR) -> ShapeGenerator:
 
 
 def shape_manager(
-    folder: Path, autoencoder: type[ShapeAutoencoder] = Ball, plane: int = AUTOENCODER.plane
+    folder: Path,
+    autoencoder: type[ShapeAutoencoder] = Ball,
+    plane: int = AUTOENCODER.plane,
+    instead: Mapping[str, Callable[[], nn.Module]] | None = None,
 ) -> ModelManager:
-    """Everything that the pipeline may lease. ``plane``: of the generator's latents."""
+    """Everything that the pipeline may lease. ``plane``: of the generator's latents; ``instead``: as
+    :func:`~tests.tiny_sounds.sound_manager` takes it."""
     config = ShapeGeneratorConfig(**{**vars(GENERATOR), "plane": plane})
     return sound_manager(
         folder,
         instead={
             "shape-generator": lambda: tiny_generator(config),
             "shape-autoencoder": lambda: autoencoder(AUTOENCODER),
+            **(instead or {}),
         },
     )

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig, BertModel, ClapAudioConfig, PreTrainedTokenizerFast
 
+from models.bind import BindAudio
 from models.bridges import Bridge, DiffusionBridge, MeanShift, RegressionBridge
 from models.manager import ModelManager
 from models.mel import LITE_MEL, MelConfig
@@ -27,7 +28,7 @@ from models.sound_generator import SoundGenerator
 from models.sound_text import SoundText
 from models.text_encoder import TextEncoder
 from pipelines.base import Event, Pipeline, Produced, Runtime
-from pipelines.media import Artifact, Image, Video
+from pipelines.media import Artifact, Audio, Image, Video
 from tests.tiny_models import manager_of, spec_of
 from training.sound_diffusion import CONFIG, SCHEDULE
 from training.sound_text import audio_config
@@ -73,6 +74,10 @@ def _picture_text() -> PictureText:
 
 def _sound_text() -> SoundText:
     return SoundText(ClapAudioConfig.from_dict({**audio_config().to_dict(), "projection_dim": WIDTH}), LITE_MEL)
+
+
+def _bind_audio() -> BindAudio:
+    return BindAudio(ClapAudioConfig.from_dict({**audio_config().to_dict(), "projection_dim": WIDTH}), LITE_MEL)
 
 
 def _sentence_encoder() -> TextEncoder:
@@ -127,6 +132,7 @@ def sound_manager(
     models: dict[str, Callable[[], nn.Module]] = {
         "picture-text": _picture_text,
         "sound-text": _sound_text,
+        "bind-audio": _bind_audio,
         "sentence-encoder": _sentence_encoder,
         "v2a-mapper": lambda: DiffusionBridge(WIDTH, heads=1, layers=1, one_space=False),
         "v2a-regression": lambda: RegressionBridge(WIDTH, 32),
@@ -164,6 +170,12 @@ def picture(seed: int, height: int = 24, width: int = 24) -> Image:
     """Four patches of random colours, as far as there is room."""
     colours = np.random.default_rng(seed).integers(0, 256, (2, 2, 3), dtype=np.uint8)
     return Image(colours.repeat(-(-height // 2), 0).repeat(-(-width // 2), 1)[:height, :width])
+
+
+def tone(hertz: float, seconds: float = 0.5, level: float = 0.5, rate: int = 16_000) -> Audio:
+    """``level``: its peak."""
+    wave = level * np.sin(2 * np.pi * hertz * np.arange(round(seconds * rate)) / rate)
+    return Audio(wave[None].astype(np.float32), rate)
 
 
 def clip(count: int = 12, frame_rate: float = 12.0, seed: int = 0) -> Video:

@@ -1,6 +1,6 @@
 """Muon (Keller Jordan, 2024) with updates of AdamW's size (arXiv 2502.16982): momentum, made orthogonal, is the step.
 
-torch.optim.Muon does the same in bfloat16 always, which takes twice as long as float32 does on a CPU slow at it, a third
+torch.optim.Muon does the same in bfloat16 always, which takes twice as long as float32 on a CPU slow at it, a third
 of a training step of CrossFlow; here the iteration runs in the precision that is fast.
 """
 

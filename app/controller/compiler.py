@@ -96,13 +96,13 @@ def compile_plan(
 
 
 def reachable(medium: str, registry: Registry) -> set[str]:
-    """The media that some path of single-input pipelines makes from ``medium``."""
+    """The media that some path of single-input pipelines makes from ``medium``, and those that it can be shown in."""
     found: set[str] = set()
     frontier = {medium}
     while frontier:
         frontier = {output for start in frontier for _, output in _ways_from(start, registry)} - found
         found |= frontier
-    return found
+    return found | {output for _, output in _shown_by(medium, registry)}
 
 
 def schedule(steps: Sequence[Step], registry: Registry, seconds: Seconds) -> tuple[Step, ...]:
@@ -155,6 +155,9 @@ def _path(goal: Goal, given: Sequence[str], registry: Registry, seconds: Seconds
         for pipeline, output in _ways_from(medium, registry):
             further = cost + seconds(pipeline) + HOP_PENALTY
             heapq.heappush(queue, (further, next(tie), output, [*path, (pipeline, output)]))
+    shown = [(pipeline, output) for pipeline, output in _shown_by(given[0], registry) if output == goal.output]
+    if shown:
+        return shown[:1]
     raise NoRouteError(goal.output, given, registry)
 
 
@@ -166,6 +169,13 @@ def _ways_from(medium: str, registry: Registry) -> list[tuple[Pipeline, str]]:
         for route in pipeline.routes
         if route.inputs == (medium,)
     ]
+
+
+def _shown_by(medium: str, registry: Registry) -> list[tuple[Pipeline, str]]:
+    """Edits that show what there is in another medium. They are no part of a longer way: whoever asks for a clip of a
+    dog does not mean an object that turns around."""
+    edits = [pipeline for pipeline in registry if pipeline.is_edit and pipeline.accepts([medium])]
+    return [(edit, edit.routes[0].output) for edit in edits if edit.routes[0].output != medium]
 
 
 def _add(

@@ -79,9 +79,12 @@ def edits_said(prompt: str, registry: Registry, media: Collection[str]) -> dict[
             continue
         others = found.setdefault(medium, [])
         if all(match.end() <= other.start() or other.end() <= match.start() for other, _ in others):
-            others.append((match, Goal(medium, (), edit.op, edit.params_for(prompt, pipeline))))
+            made = pipeline.routes[0].output
+            others.append((match, Goal(made, (), edit.op, edit.params_for(prompt, pipeline))))
+    # What shows an object in another medium shows it as it is after all its changes.
     return {
-        medium: [goal for _, goal in sorted(pairs, key=lambda pair: pair[0].start())] for medium, pairs in found.items()
+        medium: [goal for _, goal in sorted(pairs, key=lambda pair: (pair[1].output != medium, pair[0].start()))]
+        for medium, pairs in found.items()
     }
 
 
@@ -94,22 +97,31 @@ def edit_goals(request: Request, registry: Registry) -> list[Goal]:
         sources = [(reference, request.available[reference]) for reference in uploads]
     else:
         items: list[Item] = referred(request, said) if said else []
-        everything = bool(PHRASES["all"].search(request.prompt))
+        everything = bool(PHRASES["all"].search(_without_edits(request.prompt, said)))
         sources = [(f"@{item.number}", item.medium) for item in (items if everything else items[:1])]
     goals: list[Goal] = []
     for reference, medium in sources:
-        goals += chained(said[medium], reference, len(goals))
+        goals += chained(said[medium], medium, reference, len(goals))
     return goals
 
 
-def chained(edits: Sequence[Goal], reference: str, before: int) -> list[Goal]:
-    """``edits`` one upon the other, the first of ``reference``; ``before``: how many goals stand before them."""
-    sources = [reference, *(f"{GOAL}{before + number}" for number in range(1, len(edits)))]
-    last = len(edits) - 1
-    return [
-        replace(edit, sources=(source,), kept=number == last)
-        for number, (edit, source) in enumerate(zip(edits, sources, strict=True))
-    ]
+def chained(edits: Sequence[Goal], medium: str, reference: str, before: int) -> list[Goal]:
+    """``edits`` of something of ``medium`` one upon the other, the first of ``reference``; ``before``: how many goals
+    stand before them. The last change is kept, and so is all that shows it in another medium."""
+    changes = sum(edit.output == medium for edit in edits)
+    goals: list[Goal] = []
+    for number, edit in enumerate(edits):
+        source = f"{GOAL}{before + min(number, changes)}" if min(number, changes) else reference
+        goals.append(replace(edit, sources=(source,), kept=number >= changes - 1))
+    return goals
+
+
+def _without_edits(prompt: str, media: Collection[str]) -> str:
+    """So that "from all sides" does not mean all of them."""
+    for edit in EDITS:
+        if edit.op.partition("-")[0] in media:
+            prompt = edit.words.sub(" ", prompt)
+    return prompt
 
 
 def _number_in(prompt: str) -> float | None:

@@ -94,7 +94,7 @@ def with_changes(goals: list[Goal], request: Request, registry: Registry) -> lis
         if said and not any(part.mentions(medium) for medium in made if medium not in said):
             medium = next(medium for medium in reversed(made) if medium in said)
             latest = len(made) - made[::-1].index(medium)
-            goals = [*goals, *chained(said[medium], f"{GOAL}{latest}", len(goals))]
+            goals = [*goals, *chained(said[medium], medium, f"{GOAL}{latest}", len(goals))]
     return goals
 
 

@@ -202,8 +202,15 @@ def example_requests(registry: Registry) -> list[str]:
     for pipeline in registry:
         texts = [texts[0] for texts in pipeline.examples if len(texts) == 1]
         made = pipeline.routes[0].output
-        columns.append(texts if made == "image" else [f"{_a(made)} of {text}" for text in texts])
+        columns.append([_request(made, text) for text in texts])
     return [text for row in zip_longest(*columns) for text in row if text]
+
+
+def _request(medium: str, text: str) -> str:
+    """For something of this medium."""
+    if medium == "image":
+        return text
+    return f"{text} as a 3-D object" if medium == "mesh" else f"{_a(medium)} of {text}"
 
 
 def _a(medium: str) -> str:

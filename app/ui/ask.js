@@ -1,5 +1,5 @@
 // The conversation: presses become events of the component, what a person unfolded stays so, and the page follows.
-const events = ["say", "choose", "go", "adjust", "open", "remix", "vary", "anew"];
+const events = ["say", "choose", "go", "adjust", "open", "remix", "vary", "refine", "anew"];
 const NEAR = 160; // pixels from the end at which somebody is taken to read the newest turn
 
 const opened = new Set();

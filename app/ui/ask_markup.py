@@ -11,7 +11,7 @@ from pathlib import Path
 
 from app.controller.planner import Choice
 from app.studio import InternalError
-from app.ui.markup import badge, can_vary, data_uri, downloads, file_url, full_size, object_view, provenance
+from app.ui.markup import badge, data_uri, downloads, file_url, full_size, object_view, provenance, ways_on_from
 from app.ui.replies import about, reply, seconds
 from app.ui.talk import NAMES, Piece, StepState, Talk, Turn, described
 from models.errors import UserError
@@ -183,8 +183,9 @@ def _piece(piece: Piece, pipelines: dict[str, Pipeline]) -> str:
         is_object = piece.medium == "mesh" and not entry.missing
         content = object_view(entry, entry.title) if is_object else full_size(entry, piece.words, piece.waveform)
         said = badge(entry)
-        tools = downloads(entry, "tool") + _button("remix", entry.id, "Remix", "tool")
-        tools += _button("vary", entry.id, "Variation", "tool") if can_vary(entry, pipelines.values()) else ""
+        tools = downloads(entry, "tool")
+        for event, label in ways_on_from(entry, pipelines.values()):
+            tools += _button(event, entry.id, label, "tool")
         tools += _button("open", entry.id, "Turn it around" if piece.medium == "mesh" else "Full size", "tool")
         key = f"recipe-{piece.number}"
         tools += f'<details class="recipe" data-key="{key}"><summary>Details</summary>{provenance(entry)}</details>'

@@ -119,7 +119,7 @@ class AskTab:
         adjusting.then(None, js=COME_INTO_VIEW, api_visibility="private")
         opened = self.log.open(telling(self._on_open), None, self.viewer.outputs, **LIGHT)
         opened.then(None, js=LIGHT_UP, api_visibility="private")
-        for elsewhere in (self.viewer.stage.remix, self.viewer.stage.vary):
+        for elsewhere in (self.viewer.stage.remix, self.viewer.stage.vary, self.viewer.stage.refine):
             elsewhere(None, js=LEAVE, api_visibility="private")
         self._leave.click(self._on_leave, None, self.viewer.outputs, **LIGHT)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import mimetypes
+import zipfile
+from pathlib import PurePath
 from urllib.parse import quote
 
 from starlette.requests import Request
@@ -33,7 +36,8 @@ def download_route(studio: Studio) -> Route:
                     return FileResponse(entry.path, media_type=media_type, filename=name)
                 artifact = studio.library.load(entry_id)
                 status = 400
-                data = _encoded(artifact, known_as)
+                name, data = _encoded(artifact, name, known_as)
+                media_type = mimetypes.guess_type(name)[0] or "application/octet-stream"
         except UserError as error:
             return PlainTextResponse(str(error), status)
         except InternalError as error:
@@ -44,11 +48,21 @@ def download_route(studio: Studio) -> Route:
     return Route("/download/{id}/{format}", download)
 
 
-def _encoded(artifact: Artifact, known_as: str) -> bytes:
-    """The artifact as a file whose name ends in ``.<known_as>``. Raises :class:`UserError` if it has no such format."""
+def _encoded(artifact: Artifact, name: str, known_as: str) -> tuple[str, bytes]:
+    """The artifact as a file called ``name``, which ends in ``.<known_as>``; what would be several files as a ZIP.
+
+    Returns the file's name and bytes. Raises :class:`UserError` if the artifact has no such format.
+    """
     formats = [suffix.removeprefix(".") for suffix in artifact.suffixes]
     if known_as not in formats:
         raise UserError(
             f"There is no format '{known_as[:20]}' for {artifact.medium}.", f"Choose one of {', '.join(formats)}."
         )
-    return artifact.encode(f".{known_as}")
+    files = artifact.files(name)
+    if len(files) == 1:
+        return name, files[name]
+    stored = io.BytesIO()
+    with zipfile.ZipFile(stored, "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, data in files.items():
+            archive.writestr(zipfile.ZipInfo(part), data, zipfile.ZIP_DEFLATED)  # without the time of day
+    return f"{PurePath(name).stem}.zip", stored.getvalue()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -17,11 +17,11 @@ from app.studio import InternalError
 from app.ui.sounds import Waveform, player
 from models.errors import UserError
 from pipelines.base import Pipeline, Progress
-from pipelines.media import Audio, Image, Provenance
+from pipelines.media import Image, Provenance
 
 # Buttons inside our HTML say what they want by data attributes; this turns a press into an event of the component.
 FORWARD_PRESSES = """
-const events = ["open", "remix", "vary", "remove", "close"];
+const events = ["open", "remix", "vary", "refine", "remove", "close"];
 element.addEventListener("click", (press) => {
   const button = press.target.closest("button[data-event]");
   if (button && events.includes(button.dataset.event)) trigger(button.dataset.event, { entry: button.dataset.entry });
@@ -34,6 +34,9 @@ GLYPHS = {
     "mesh": "M12 3l8 4.5v9L12 21l-8-4.5v-9zM12 12l8-4.5M12 12v9M12 12L4 7.5",
     "scan": "M12 4a8 8 0 1 0 0 16a8 8 0 1 0 0-16M12 4v16M8 8q3 2 0 4q-3 2 0 4M16 8q-3 2 0 4q3 2 0 4",
 }
+
+# Of the media that are downloaded in several, in order.
+FORMATS = {"audio": ("wav", "flac", "ogg"), "video": ("mp4", "gif"), "mesh": ("glb", "obj", "ply")}
 
 
 def header() -> str:
@@ -118,10 +121,9 @@ def result(
         '<details class="confirm"><summary>Delete</summary><div><span>Delete it for good?</span><button type="button" '
         f'class="danger" data-event="remove" data-entry="{name}">Yes, delete</button></div></details>'
     )
-    vary = (
-        f'<button type="button" class="action" data-event="vary" data-entry="{name}">Variation</button>'
-        if can_vary(entry, pipelines)
-        else ""
+    ways_on = "".join(
+        f'<button type="button" class="action" data-event="{event}" data-entry="{name}">{label}</button>'
+        for event, label in ways_on_from(entry, pipelines)
     )
     kind = "" if entry.missing else entry.medium
     close = '<button type="button" class="close" data-event="close" aria-label="Close">✕</button>'
@@ -130,8 +132,7 @@ def result(
         f'{close if removable else ""}<div class="frame">{full_size(entry, words, waveform)}</div>'
         f'{badge(entry)}<h2 dir="auto">{escape(entry.title)}</h2>'
         f'<div class="actions">{downloads(entry, "action")}'
-        f'<button type="button" class="action" data-event="remix" data-entry="{name}">Remix</button>'
-        f"{vary}{remove if removable else ''}</div>"
+        f"{ways_on}{remove if removable else ''}</div>"
         f'<details class="recipe"><summary>Details</summary>{provenance(entry)}</details></section>'
     )
 
@@ -142,18 +143,29 @@ def badge(entry: Entry) -> str:
     return f'<span class="badge" dir="auto">{escape(said)}</span>' if said else ""
 
 
-def can_vary(entry: Entry, pipelines: Iterable[Pipeline]) -> bool:
-    """Whether another seed would make another of it: what made it is among ``pipelines``, and takes chances."""
-    return any(made_by.name == entry.provenance.pipeline and made_by.uses_chance for made_by in pipelines)
+def ways_on_from(entry: Entry, pipelines: Iterable[Pipeline]) -> Iterator[tuple[str, str]]:
+    """What its maker's panel may be opened for, as (event, label): the same again, by another seed, or refined.
+
+    ``pipelines``: what is installed.
+    """
+    yield "remix", "Remix"
+    provenance = entry.provenance
+    maker = next((pipeline for pipeline in pipelines if pipeline.name == provenance.pipeline), None)
+    if maker and maker.uses_chance:
+        yield "vary", "Variation"
+    if maker and any(provenance.params.get(name) != value for name, value in maker.refined_by.items()):
+        yield "refine", "Refine"
 
 
 def downloads(entry: Entry, kind: str) -> str:
-    """A link to its file, for a sound one to each format; ``kind``: their class. Nothing where the file is gone."""
+    """A link to its file, or one to each format that people ask for; ``kind``: their class. Nothing where the file is
+    gone."""
     if entry.missing:
         return ""
-    if entry.medium != Audio.medium:
+    formats = FORMATS.get(entry.medium)
+    if formats is None:
         return _download(entry, format_of(entry), kind)
-    links = "".join(_download(entry, suffix.removeprefix("."), kind, one_of_several=True) for suffix in Audio.suffixes)
+    links = "".join(_download(entry, known_as, kind, one_of_several=True) for known_as in formats)
     return f'<span class="downloads" role="group" aria-label="Download"><span>Download</span>{links}</span>'
 
 

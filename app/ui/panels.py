@@ -5,18 +5,22 @@ With every panel in it from the start, the page would take twice as long to open
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from typing import Any
 
 import gradio as gr
 
+from app.adapters import DECODER
 from app.studio import Studio
 from app.ui.inputs import WORDS
+from app.ui.new_subject import NewSubject
 from app.ui.notices import LIGHT, telling
 from app.ui.studio_tab import PipelinePanel
 from models.errors import UserError
 from pipelines.base import MAX_SEED, Pipeline
+from pipelines.fmri.pipeline import FMRI
 
 EDIT = "edit"
 Selection = dict[gr.Tabs, str]  # which tab is open in each row of tabs
@@ -36,7 +40,7 @@ class Panels:
     def __init__(self, studio: Studio, rooms: gr.Tabs) -> None:
         self._studio = studio
         self.places: dict[str, Selection] = {}
-        # Unseen, one in each tab. It says when the tab is looked at, and holds what to remix there with which seed.
+        # Unseen, one in each tab. It says when the tab is looked at, and holds what to remix there with which changes.
         self._heralds: dict[str, gr.HTML] = {}
         edits = [pipeline for pipeline in studio.registry if pipeline.is_edit]
         with _pills() as systems:
@@ -46,19 +50,19 @@ class Panels:
                     self._tab(pipeline, systems, above)
             if edits:
                 with gr.Tab("Edit", id=EDIT), _pills() as media:
-                    for medium in dict.fromkeys(edit.routes[0].output for edit in edits):
+                    for medium in dict.fromkeys(edit.routes[0].inputs[0] for edit in edits):
                         with gr.Tab(WORDS.get(medium, medium.capitalize()), id=medium), _pills() as tabs:
                             for edit in edits:
-                                if edit.routes[0].output == medium:
+                                if edit.routes[0].inputs[0] == medium:
                                     self._tab(edit, tabs, above | {systems: EDIT, media: medium})
 
     def connect_remix(self, stage: gr.HTML) -> None:
         """Have the stage's Remix open the panel of what it shows, filled as it was when that was made.
 
-        Its Variation does the same with a new seed.
+        Its Variation does the same with a new seed, and its Refine with the settings that refine it.
         """
         tabs = dict.fromkeys(tabs for place in self.places.values() for tabs in place)
-        for press, wish in ((stage.remix, self._remix), (stage.vary, self._vary)):
+        for press, wish in ((stage.remix, self._remix), (stage.vary, self._vary), (stage.refine, self._refine)):
             opened = press(telling(wish), outputs=[*tabs, *self._heralds.values()], **LIGHT)
             opened.then(None, js=TO_TOP, api_visibility="private")
 
@@ -75,29 +79,37 @@ class Panels:
         # With no triggers given: now, and whenever the herald changes.
         gr.on(None, telling(lambda wish: self._filled(panel, wish)), [herald], panel.fillable(), **LIGHT)
         self.connect_remix(panel.viewer.stage)
+        if pipeline.name == FMRI.name and DECODER in self._studio.manager.specs:
+            NewSubject(self._studio, panel)
 
     def _filled(self, panel: PipelinePanel, wish: str) -> Any:
         """The updates that put into ``panel`` what the entry was made from that its herald names, if it does."""
         if not wish:
             return gr.skip()
-        entry_id, seed, _ = wish.split()
-        _, inputs, params = self._studio.remix(entry_id)
-        return panel.filled(inputs, params | {"seed": int(seed)})
+        wished = json.loads(wish)
+        _, inputs, params = self._studio.remix(wished["entry"])
+        return panel.filled(inputs, params | wished["changed"])
 
     def _remix(self, event: gr.EventData) -> dict[Any, Any]:
-        return self._wished(event.entry, self._studio.library.get(event.entry).provenance.seed)
+        return self._wished(event.entry, {})
 
     def _vary(self, event: gr.EventData) -> dict[Any, Any]:
-        return self._wished(event.entry, random.randint(0, MAX_SEED))
+        return self._wished(event.entry, {"seed": random.randint(0, MAX_SEED)})
 
-    def _wished(self, entry_id: str, seed: int) -> dict[Any, Any]:
-        """The updates that open the panel of what made the entry, and wish there for its inputs with this seed."""
+    def _refine(self, event: gr.EventData) -> dict[Any, Any]:
+        maker = self._studio.registry.get(self._studio.library.get(event.entry).provenance.pipeline)
+        return self._wished(event.entry, dict(maker.refined_by))
+
+    def _wished(self, entry_id: str, changed: dict[str, Any]) -> dict[Any, Any]:
+        """The updates that open the panel of what made the entry, and wish there for its inputs and settings, but for
+        those that are to be ``changed``."""
         name, _, _ = self._studio.remix(entry_id)
         if name not in self.places:
             raise UserError(f"This was made by '{name}', which is not installed.", "Install it to remix this.")
         shown = {tabs: gr.Tabs(selected=chosen) for tabs, chosen in self.places[name].items()}
         # The time makes the same wish a new one, without which nothing would change.
-        return shown | {self._heralds[name]: f"{entry_id} {seed} {time.monotonic_ns()}"}
+        wish = {"entry": entry_id, "changed": changed, "time": time.monotonic_ns()}
+        return shown | {self._heralds[name]: json.dumps(wish)}
 
 
 def _pills() -> gr.Tabs:

@@ -18,13 +18,15 @@ from app.ui import markup
 from app.ui.controls import build_controls, shown, taken_from
 from app.ui.inputs import artifact_of, component_for, labels_of, value_of, ways_in
 from app.ui.notices import LIGHT, telling
+from app.ui.scan_look import ScanLook
 from app.ui.viewer import Viewer
 from models.errors import Cancelled, UserError
 from pipelines.base import MAX_SEED, Pipeline
-from pipelines.media import Artifact
+from pipelines.media import Artifact, BrainScan
 
 COMPUTE_LANE = "compute"
 STOP_SECONDS = 1.0  # so long Stop waits for the run's last word; a model being loaded takes longer to heed it
+KEEP_SECONDS = 20.0  # so long for a run that may keep what there is, which has to be finished first
 Updates = dict[Any, Any]
 
 # Shows at once that the press has been taken, while the request may still wait in the queue ...
@@ -42,10 +44,14 @@ TURNED_AWAY = """(stage) => [
 
 
 class _Run:
-    """A press of Generate: told to stop by one event, and tells by the other that it has said its last word."""
+    """A press of Generate: told to stop by one event, and tells by the other that it has said its last word.
+
+    ``made``: the entries that it made so far.
+    """
 
     def __init__(self) -> None:
         self.cancelled, self.ended = threading.Event(), threading.Event()
+        self.made: list[str] = []
 
 
 class PipelinePanel:
@@ -78,11 +84,14 @@ class PipelinePanel:
             visible=len(self._ways) > 1,
         )
         self._groups: list[gr.Column] = []
+        self._looks: list[ScanLook] = []
         self._inputs: list[list[Component]] = []
         for index, way in enumerate(self._ways):
             with gr.Column(visible=index == 0, elem_classes=["inputs"]) as group:
                 pairs = zip(way, labels_of(way), strict=True)
                 self._inputs.append([component_for(medium, label) for medium, label in pairs])
+                scans = [scan for scan, medium in zip(self._inputs[-1], way, strict=True) if medium == BrainScan.medium]
+                self._looks += [ScanLook(scan) for scan in scans]
             self._groups.append(group)
         self._build_examples()
         with gr.Row(elem_classes=["go"]):
@@ -133,11 +142,14 @@ class PipelinePanel:
         run.success(telling(self._present), [self._made], [*self.viewer.outputs, self.strip], **LIGHT)
         run.failure(None, [self.viewer.stage], status, js=TURNED_AWAY, api_visibility="private")
         stopped = [*self.viewer.outputs, *buttons]
-        stop = self._stop.click(self._on_stop, [self._running], stopped, cancels=[run], **LIGHT)
-        # Once more, because what the run had sent before it was stopped may come after the first answer.
-        stop.then(self._stopped, None, stopped, **LIGHT)
+        stop = self._stop.click(self._on_stop, [self._running], stopped, **LIGHT)
+        # Not at once: a run that is not asked for more can keep nothing. It is for one that waits or does not heed it.
+        # The answer comes again, because what the run had sent before it was stopped may come after the first.
+        stop.then(self._after_stop, [self._running], stopped, cancels=[run], **LIGHT)
         self._dice.click(lambda: (random.randint(0, MAX_SEED), False), outputs=[self._seed, self._roll], **LIGHT)
         self._way.change(self._on_way, [self._way], self._groups, **LIGHT)
+        for look in self._looks:
+            look.connect(self._controls)
         self.strip.open(telling(self._on_open), [self._made], [*self.viewer.outputs, self.strip], **LIGHT)
 
     def _all_inputs(self) -> list[Component]:
@@ -170,7 +182,7 @@ class PipelinePanel:
         seed = random.randint(0, MAX_SEED) if roll else seed
         yield {self._running: run, self._made: [], self._seed: seed, self.strip: gr.HTML(visible=False)}
         chosen = dict(zip(self._controls, settings, strict=True)) | {"seed": seed}
-        made: list[str] = []
+        made = run.made
         try:
             inputs = self._read(way, texts_and_files)
             params = taken_from(self.pipeline.params_type, chosen)
@@ -209,8 +221,12 @@ class PipelinePanel:
     def _on_stop(self, run: _Run | None) -> Updates:
         if run is not None:
             run.cancelled.set()
-            run.ended.wait(STOP_SECONDS)
-        return self._stopped()
+            run.ended.wait(KEEP_SECONDS if self.pipeline.keeps_what_is_stopped else STOP_SECONDS)
+        return self._after_stop(run)
+
+    def _after_stop(self, run: _Run | None) -> Updates:
+        """Of a run that made something before, or kept something, this is shown by the run itself."""
+        return self._rest() if run is not None and run.made else self._stopped()
 
     def _stopped(self) -> Updates:
         return self.viewer.say(markup.STOPPED) | self._rest()

@@ -8,6 +8,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image as PillowImage
+from PIL import ImageOps
 
 from app.controller.conversation import Conversation
 from app.controller.plan import ARTIFACT, STEP, TEXT, Plan, Step
@@ -17,7 +18,8 @@ from app.studio import InternalError
 from app.ui.sounds import Waveform
 from models.errors import UserError
 from pipelines.base import Progress
-from pipelines.media import Artifact, Image, Text, Video
+from pipelines.fmri.cortex import draw_scan
+from pipelines.media import Artifact, BrainScan, Image, Text, Video
 
 FACE_SIZE = 192
 WORDS_SHOWN = 20_000
@@ -177,6 +179,9 @@ def _face(artifact: Artifact) -> Image | None:
         pixels = artifact.pixels
     elif isinstance(artifact, Video):
         pixels = artifact.frames[0]
+    elif isinstance(artifact, BrainScan):
+        drawn = PillowImage.fromarray(draw_scan(artifact).pixels)
+        pixels = np.asarray(ImageOps.pad(drawn, (FACE_SIZE, FACE_SIZE), color="white"))
     else:
         return None
     small = PillowImage.fromarray(pixels)

@@ -27,6 +27,7 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.nets.attention import attention
+from models.packing import pack_int8, unpack_int8
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 KIND = "ViewDiffusion"
@@ -230,10 +231,10 @@ class ViewDiffusion(nn.Module):
         return clean
 
     def save_pretrained(self, folder: Path) -> None:
-        """``config.json`` and ``model.safetensors`` in float16."""
+        """``config.json`` and ``model.safetensors``, whose large tensors are int8 rows (:mod:`models.packing`)."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps({"_class_name": KIND, **asdict(self.config)}, indent=2) + "\n")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_file(pack_int8(self.state_dict()), folder / WEIGHTS)
 
 
 def load_view_diffusion(folder: Path) -> ViewDiffusion:
@@ -245,7 +246,7 @@ def load_view_diffusion(folder: Path) -> ViewDiffusion:
     if config.pop("_class_name", None) != KIND:
         raise UserError(f"The weights in '{folder}' are no view diffusion model.", f"It must be a {KIND}.")
     model = ViewDiffusion(ViewDiffusionConfig(**{**config, "widths": tuple(config["widths"])}))
-    model.load_state_dict(load_file(folder / WEIGHTS))
+    model.load_state_dict(unpack_int8(load_file(folder / WEIGHTS)))
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model.eval()
 

@@ -16,10 +16,8 @@ import torch
 from PIL import Image as PillowImage
 from pydantic import Field
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.errors import UserError
-from models.mel import MelConfig, log_mel
 from pipelines.base import (
     EXAMPLES,
     VERSION,
@@ -33,21 +31,15 @@ from pipelines.base import (
     Runtime,
     precision,
 )
-from pipelines.edits.audio import at_speed
 from pipelines.media import Artifact, Audio, Image, Provenance, Text, Video
-from pipelines.spaces import picture_vector
+from pipelines.spaces import is_heard, picture_vector, sound_vector
 
 if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere listing need not spend
     from models.captioner import Captioner, Description, PublishedCaptioner
-    from models.published_spaces import PublishedSoundText
-    from models.sound_text import SoundText
 
 SEEING = ("picture-text", "picture-captioner")
 HEARING = ("sound-text", "sound-captioner")
-MOST_WINDOWS = 8  # of a sound that are listened to
 MOST_FRAMES = 8  # of a clip that a captioner reads
-LEVEL = 0.5  # peak of a sound that is listened to; clips in training have 0.1 to 0.9
-SILENCE = 1e-4  # peak, -80 decibels, below which nothing is heard
 
 
 class DescribeParams(Params):
@@ -136,16 +128,12 @@ def sight_and_sound(item: Sequence[Artifact]) -> tuple[Image | Video | None, Aud
     if isinstance(given, Image):
         return given, None
     if isinstance(given, Video):
-        return given, given.audio if given.audio and _is_heard(given.audio) else None
+        return given, given.audio if given.audio and is_heard(given.audio) else None
     if not isinstance(given, Audio):
         raise UserError(f"A picture, a sound or a clip is needed here, not {given.medium}.", "Attach one.")
-    if not _is_heard(given):
+    if not is_heard(given):
         raise UserError("The sound is silent.", "Use one in which something can be heard.")
     return None, given
-
-
-def _is_heard(sound: Audio) -> bool:
-    return bool(np.abs(sound.samples.mean(0)).max() > SILENCE)
 
 
 @dataclass(frozen=True)
@@ -209,44 +197,3 @@ def frames_of(shown: Image | Video, side: int) -> Tensor:
     size, bicubic = (side, side), PillowImage.Resampling.BICUBIC
     squeezed = np.stack([np.asarray(PillowImage.fromarray(frame).resize(size, bicubic)) for frame in frames])
     return torch.from_numpy(squeezed).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def sound_vector(space: SoundText | PublishedSoundText, sound: Audio, runtime: Runtime) -> Tensor:
-    """The unit vector (D,) of a sound: the mean of those of its windows, as for the frames of a clip."""
-    device = runtime.models.device
-    if space.hears == "waveforms":
-        heard = parts_of(sound, space.sample_rate, space.samples).to(device)
-    else:
-        windows = windows_of(sound, space.mel, space.mel.samples(space.frames))
-        heard = log_mel(windows.to(device), space.mel)
-    with precision(runtime.models), torch.no_grad():
-        vectors = [space.embed_sounds(part) for part in heard.split(runtime.micro_batch)]
-    return F.normalize(torch.cat(vectors).float().mean(0), dim=0)
-
-
-def windows_of(sound: Audio, mel: MelConfig, samples: int) -> Tensor:
-    """(W, samples) float32: :func:`parts_of` at the rate of ``mel``, with a peak of ``LEVEL`` over all of them.
-
-    A sound that is shorter than one window is followed by silence.
-    """
-    parts = parts_of(sound, mel.sample_rate, samples)
-    windows = F.pad(parts, (0, samples - parts.shape[1]))
-    return windows * (LEVEL / windows.abs().max().clamp(min=SILENCE))
-
-
-def parts_of(sound: Audio, sample_rate: int, samples: int) -> Tensor:
-    """(W, up to ``samples``) float32 at ``sample_rate``: the mean of the channels.
-
-    A sound that is longer than one window is listened to in up to 8, spread evenly over all of it; only these are
-    resampled.
-    """
-    length = max(1, round(samples / sample_rate * sound.sample_rate))
-    total = sound.samples.shape[1]
-    count = min(MOST_WINDOWS, -(-total // length))
-    starts = np.linspace(0, max(0, total - length), count).round().astype(int)
-    heard = []
-    for start in starts:
-        part = Audio(sound.samples[:, start : start + length].mean(0, keepdims=True), sound.sample_rate)
-        # At this speed it has as many samples a second as are wanted.
-        heard.append(at_speed(part, sound.sample_rate / sample_rate).samples[0, :samples])
-    return torch.from_numpy(np.stack(heard))

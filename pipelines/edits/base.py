@@ -1,4 +1,4 @@
-"""What every edit shares: one thing in, the same thing changed out; no model, and nothing left to chance."""
+"""What every edit shares: one thing in, the same thing changed, or shown, out; no model, and nothing left to chance."""
 
 from __future__ import annotations
 

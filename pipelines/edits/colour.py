@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from PIL import ImageColor
 
 
 def turn_hue(colours: np.ndarray, degrees: float) -> np.ndarray:
@@ -21,3 +22,14 @@ def turn_hue(colours: np.ndarray, degrees: float) -> np.ndarray:
     sextant = sextant + np.float32(degrees / 60)
     turned = [np.clip(np.abs((sextant + shift) % 6 - 3) - 1, 0, 1) for shift in (0, 4, 2)]
     return np.rint(255 * (low[..., None] + chroma[..., None] * np.stack(turned, axis=-1))).astype(np.uint8)
+
+
+def rgb_of(colour: str) -> tuple[int, ...]:
+    """Red, green and blue, 0 to 255; raises ``ValueError`` for what is no colour."""
+    try:
+        rgb: tuple[int, ...] = ImageColor.getrgb(colour)[:3]
+    except ValueError:
+        rgb = ()
+    if len(rgb) < 3 or max(rgb) > 255:
+        raise ValueError("It is not the name of a colour, and not like '#c0392b'")
+    return rgb

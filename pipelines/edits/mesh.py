@@ -7,13 +7,12 @@ from typing import Literal
 
 import numpy as np
 import trimesh
-from PIL import ImageColor
 from pydantic import Field, field_validator
 
 from models.errors import UserError
 from pipelines.base import Params, Route
 from pipelines.edits.base import Edit
-from pipelines.edits.colour import turn_hue
+from pipelines.edits.colour import rgb_of, turn_hue
 from pipelines.edits.surfaces import simplified, smoothed
 from pipelines.media import Mesh
 
@@ -111,7 +110,7 @@ class MeshRecolourParams(Params):
     @classmethod
     def _known(cls, colour: str | None) -> str | None:
         if colour is not None:
-            _rgb(colour)
+            rgb_of(colour)
         return colour
 
 
@@ -125,21 +124,10 @@ class MeshRecolour(Edit[Mesh, MeshRecolourParams]):
     def change(self, given: Mesh, params: MeshRecolourParams) -> Mesh:
         colors = given.vertex_colors
         if params.colour is not None:
-            colors = np.full((len(given.vertices), 3), _rgb(params.colour), np.uint8)
+            colors = np.full((len(given.vertices), 3), rgb_of(params.colour), np.uint8)
         if colors is None:
             raise UserError("The object has no colours of its own.", "Choose one colour for all of it.")
         return replace(given, vertex_colors=turn_hue(colors, params.hue))
-
-
-def _rgb(colour: str) -> tuple[int, ...]:
-    """Red, green and blue, 0 to 255; raises ``ValueError`` for what is no colour."""
-    try:
-        rgb: tuple[int, ...] = ImageColor.getrgb(colour)[:3]
-    except ValueError:
-        rgb = ()
-    if len(rgb) < 3 or max(rgb) > 255:
-        raise ValueError("It is not the name of a colour, and not like '#c0392b'")
-    return rgb
 
 
 def _about_middle(given: Mesh, matrix: np.ndarray) -> Mesh:

@@ -206,13 +206,18 @@ class Curve:
     chance: Row
 
 
+def check_new(decoder: BrainDecoder, name: str) -> None:
+    """Raises :class:`UserError` for a subject that there is already."""
+    if name in (*decoder.subjects, MEASURED_SUBJECT):
+        raise UserError(f"'{name}' is a subject already.", "Choose another name.")
+
+
 def add_adapter(decoder: BrainDecoder, name: str, recording: Recording, pairs: Pairs, say: Say, seed: int = 0) -> Curve:
     """Give ``decoder`` an adapter for the subject ``name``, fitted on all ``pairs``; nothing else in it changes.
 
     Raises :class:`UserError` for a name that it has already, or cannot have, and for less than 50 pictures.
     """
-    if name in (*decoder.subjects, MEASURED_SUBJECT):
-        raise UserError(f"'{name}' is a subject already.", "Choose another name.")
+    check_new(decoder, name)
     images = recording.image_ids.unique()
     if len(images) < FEWEST_PAIRS:
         raise UserError(f"{len(images)} pictures are too few to fit an adapter.", f"Use at least {FEWEST_PAIRS}.")

@@ -1,8 +1,9 @@
-"""Still pictures (PNG, WebP and JPEG; others are only read) and animations (WebP; GIF is only read), by Pillow."""
+"""Still pictures (PNG, WebP and JPEG; others are only read) and animations (WebP and GIF), by Pillow."""
 
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Iterator
 from fractions import Fraction
 
@@ -16,6 +17,10 @@ MAX_PIXELS = 64 * 2**20
 MAX_EXIF_BYTES = 60_000
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+GIF_COLORS = 256
+FASTEST_GIF = 50.0  # Hz: browsers show what is faster at 10 Hz
+SEEN_FOR_COLORS = 2**20  # pixels of a clip by which its colours are chosen
+
 _USUAL_DURATION = 100  # ms: what browsers give a frame that asks for none
 _PNG_KEY = "synesthete"
 _DESCRIPTION = 0x010E  # Exif ImageDescription
@@ -77,6 +82,24 @@ def encode_animation(frames: np.ndarray, frame_rate: float, note: str | None) ->
     return file.getvalue()
 
 
+def encode_gif(frames: np.ndarray, frame_rate: float, note: str | None) -> bytes:
+    """``frames``: (T, H, W, 3) uint8, of which as many are kept as browsers show, in the 256 colours that fit best.
+
+    All have one palette, and each pixel the nearest of its colours, so that nothing flickers.
+    """
+    every = math.ceil(frame_rate / FASTEST_GIF)
+    frames, frame_rate = frames[::every], frame_rate / every
+    some = frames.reshape(-1, 1, 3)[:: -(-frames.size // (3 * SEEN_FOR_COLORS))]
+    palette = Image.fromarray(some).quantize(GIF_COLORS, Image.Quantize.MEDIANCUT, kmeans=1)
+    images = [Image.fromarray(frame).quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]
+    hundredths = np.rint(np.arange(len(frames) + 1) * 100 / frame_rate).astype(int)
+    file = io.BytesIO()
+    options = {"comment": note.encode()} if note else {}
+    durations = (10 * np.diff(hundredths)).tolist()
+    images[0].save(file, "GIF", save_all=True, append_images=images[1:], duration=durations, loop=0, **options)
+    return file.getvalue()
+
+
 def decode_animation(data: bytes) -> tuple[np.ndarray, float, str | None]:
     """(T, H, W, 3) uint8 frames at a steady rate, the rate in Hz, and the embedded note.
 
@@ -84,6 +107,8 @@ def decode_animation(data: bytes) -> tuple[np.ndarray, float, str | None]:
     """
     image = _open(data)
     exif = image.getexif()
+    comment = image.info.get("comment")  # bytes in a GIF
+    note = comment.decode(errors="replace") if isinstance(comment, bytes) else exif.get(_DESCRIPTION)
     count = getattr(image, "n_frames", 1)
     size_within(*image.size, count, Timing(1000 / _USUAL_DURATION, 0, count))
     ends = np.cumsum([_seek(image, index) for index in range(count)]) / 1000
@@ -101,7 +126,7 @@ def decode_animation(data: bytes) -> tuple[np.ndarray, float, str | None]:
             frame = _to_rgb(image)
             yield start, frame if frame.size == size else frame.resize(size, Image.Resampling.BOX)
 
-    return clip_of(shown(), np.asarray, timing), timing.rate, exif.get(_DESCRIPTION)
+    return clip_of(shown(), np.asarray, timing), timing.rate, note
 
 
 def _seek(image: Image.Image, index: int) -> int:

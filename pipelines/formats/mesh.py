@@ -11,9 +11,15 @@ import numpy as np
 import trimesh
 
 from models.errors import UserError
+from pipelines.formats.glb_colors import glb_of, hide_colors, show_colors
+from pipelines.formats.mesh_views import smooth_normals
+from pipelines.formats.obj import textured_obj, without_texture
 
 MAX_ELEMENTS = 8 * 2**20  # vertices, faces, or values of any other kind in a file
 MAX_NODES = 10_000
+MOST_WITH_NORMALS = 2**20  # faces
+SAME_NORMAL = 0.999  # cosine
+ROUND = 0.9  # of its corners have one normal with all others at their vertex
 
 _KEY = "synesthete"
 _COMPRESSIONS = {"KHR_draco_mesh_compression", "EXT_meshopt_compression"}
@@ -22,25 +28,57 @@ _COMPRESSIONS = {"KHR_draco_mesh_compression", "EXT_meshopt_compression"}
 def encode_mesh(
     vertices: np.ndarray, faces: np.ndarray, vertex_colors: np.ndarray | None, suffix: str, note: str | None
 ) -> bytes:
-    """``vertices``: (V, 3) float32; ``faces``: (F, 3) int32; ``vertex_colors``: (V, 3) uint8 or ``None``."""
-    mesh: Any = trimesh.Trimesh(
-        vertices, faces, vertex_colors=vertex_colors, process=False, metadata={_KEY: note} if note else None
-    )
+    """``vertices``: (V, 3) float32; ``faces``: (F, 3) int32; ``vertex_colors``: (V, 3) uint8, sRGB, or ``None``.
+
+    A round object's GLB has normals, without which programs would show its faces flat, one by one.
+    """
+    mesh: Any = trimesh.Trimesh(vertices, faces, process=False, metadata={_KEY: note} if note else None)
+    if suffix == ".glb":
+        if (normals := vertex_normals(vertices, faces)) is not None:
+            mesh.vertex_normals = normals
+        return glb_of(mesh, vertex_colors)
+    if vertex_colors is not None:
+        mesh.visual.vertex_colors = vertex_colors
     if suffix == ".obj":
         return str(mesh.export(file_type="obj", digits=10, header=None)).encode()
     return bytes(mesh.export(file_type=suffix[1:]))
 
 
+def encode_textured_obj(
+    vertices: np.ndarray, faces: np.ndarray, vertex_colors: np.ndarray, name: str
+) -> dict[str, bytes]:
+    """Its files by name, see :func:`pipelines.formats.obj.textured_obj`."""
+    return textured_obj(encode_mesh(vertices, faces, vertex_colors, ".obj", None).decode(), faces, vertex_colors, name)
+
+
+def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray | None:
+    """Unit normals (V, 3) float32; ``None`` for what has many edges, whose vertices would need several, or is huge."""
+    if len(faces) > MOST_WITH_NORMALS:
+        return None
+    _, corners = smooth_normals(vertices.astype(np.float64), faces)
+    normals = np.tile(np.array([0.0, 1.0, 0.0]), (len(vertices), 1))  # of what belongs to no face
+    normals[faces] = corners  # one of its corners'
+    agree = (normals[faces] * corners).sum(axis=2) > SAME_NORMAL
+    lengths = np.linalg.norm(normals, axis=1)
+    normals[lengths < 0.5] = (0, 1, 0)  # of faces without area
+    return normals.astype(np.float32) if agree.mean() >= ROUND else None
+
+
 def decode_mesh(data: bytes, suffix: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str | None]:
-    """Vertices, faces, vertex colours and note of all parts of the file together, in the scene's frame."""
+    """Vertices, faces, vertex colours (sRGB) and note of all parts of the file together, in the scene's frame."""
     if suffix == ".glb":
         _check_glb(data)
-    options: dict[str, Any] = {"maintain_order": True} if suffix == ".obj" else {}
+        data = hide_colors(data)
+    options: dict[str, Any] = {}
+    if suffix == ".obj":
+        data, options = without_texture(data), {"maintain_order": True}
     # Without a resolver nothing outside the file is opened, whatever the file refers to.
     scene = trimesh.load_scene(
         io.BytesIO(data), file_type=suffix[1:], process=False, skip_materials=True, resolver=None, **options
     )
     _check_instances(scene)
+    if suffix == ".glb":
+        show_colors(scene, _KEY)
     parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     if not parts:
         raise UserError("The file has no 3-D surface in it.", "Export it with its triangles.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ PREVIEWS = 4  # of a phase
 # Of the gradient's norm at weight 1 (fact sheet: 5 to 20 %). An image encoder takes as long as all else in a step, so
 # it is asked now and then, and weighs the more there.
 SIMILARITY_SHARE, SIMILARITY_EVERY, SIMILARITY_VIEWS = 0.1, 4, 2
-SMOOTHNESS = 1e-4  # of the addition to the distances, beside the mean squared error of views
+SMOOTHNESS = 5e-4  # of the addition, beside the mean squared error of views
 RATE, MOMENTA = 0.02, (0.9, 0.99)  # of Adam, in distances and in colours
 DISTANCES, COLORS = slice(0, 1), slice(1, 4)  # of a grid
 
@@ -56,11 +56,13 @@ class Phase:
 
 
 PHASES = (
-    Phase("coarse field", True, slice(0, 4), slice(0, CHANNELS), (0.85, 0.35), (SOFTEST, SHARPEST), 0.5, True),
+    Phase("coarse field", True, slice(0, 4), slice(0, CHANNELS), (0.45, 0.2), (SOFTEST, SHARPEST), 0.5, True),
     # By normals and outline alone, and mostly by the prior that knows the sides; an image encoder knows no normals.
-    Phase("geometry", False, DISTANCES, slice(3, CHANNELS), (0.5, 0.05), (SHARPEST, SHARPEST), 0.25, False),
-    Phase("texture", False, COLORS, slice(0, 3), (0.6, 0.02), (SHARPEST, SHARPEST), 1.0, True),
+    Phase("geometry", False, DISTANCES, slice(3, CHANNELS), (0.35, 0.05), (SHARPEST, SHARPEST), 0.25, False),
+    Phase("texture", False, COLORS, slice(0, 3), (0.35, 0.02), (SHARPEST, SHARPEST), 1.0, True),
 )
+# What begins with no object needs one first. What begins with a preview loses what its prior does not know.
+PHASES_FROM_NOTHING = (replace(PHASES[0], times=(0.85, 0.35)), *PHASES[1:])
 Draw = Callable[[Tensor, float], tuple[Tensor, Cameras]]  # a grid and its softness -> views of it and their cameras
 
 
@@ -70,16 +72,22 @@ class NoNumberError(ArithmeticError):
 
 class Refinement:
     """One object. ``start``: the grid (4, R, R, R) of its preview, or of anything else to begin with, which has a
-    surface; ``steps`` of each phase; ``most``: steps after which it ends, whatever is left.
+    surface; ``steps`` of each of the ``phases``; ``most``: steps after which it ends, whatever is left.
 
     :meth:`run` does the work. At any time :attr:`addition` (4, R, R, R) is the best that came of it so far, which is
     zero if that is the start, and :attr:`notes` say what went wrong. Same seed, same steps: same result.
     """
 
     def __init__(
-        self, start: Tensor, supervision: Supervision, seed: int, steps: tuple[int, int, int], most: int = 10**9
+        self,
+        start: Tensor,
+        supervision: Supervision,
+        seed: int,
+        steps: tuple[int, int, int],
+        most: int = 10**9,
+        phases: tuple[Phase, Phase, Phase] = PHASES,
     ) -> None:
-        self.start, self.supervision, self.steps = start, supervision, steps
+        self.start, self.supervision, self.steps, self.phases = start, supervision, steps, phases
         self.total, self.done = min(sum(steps), most), 0
         self.framing = Framing.of(start[0])
         self.chance = torch.Generator().manual_seed(seed)  # of cameras alone
@@ -95,7 +103,7 @@ class Refinement:
                 [seen] = render(self.start, self._on_device(REFERENCE), self.framing, self._side)
             reference = self.supervision.draw_reference(seen)
             yield Progress(0, self.total, "Drew the view to go by", Image(to_pixels(lit(reference[None]))[0]))
-        for phase, steps in zip(PHASES, self.steps, strict=True):
+        for phase, steps in zip(self.phases, self.steps, strict=True):
             count = min(steps, self.total - self.done)
             if count:
                 yield from self._phase(phase, steps, count)
@@ -157,7 +165,7 @@ class Refinement:
         [slope] = torch.autograd.grad(views, grid, kept)
         if phase.similarity and asks and self.supervision.weights.similarity:
             slope = _joined(slope, self._similarity(grid), phase, self.supervision.weights.similarity)
-        torch.autograd.backward([placed, _roughness(placed, phase)], [slope[phase.changed], None])
+        torch.autograd.backward([placed, _roughness(placed)], [slope[phase.changed], None])
         if parameter.grad is None or not parameter.grad.isfinite().all():
             raise NoNumberError(phase.name)
 
@@ -253,11 +261,9 @@ def _joined(slope: Tensor, similarity: Tensor, phase: Phase, weight: float) -> T
     return slope + similarity * (share * norm / other.clamp(min=1e-12) if norm > 0 else weight)
 
 
-def _roughness(placed: Tensor, phase: Phase) -> Tensor:
-    """Of what is added to the distances: without it, single voxels would follow the noise of a step."""
-    if phase.changed == COLORS:
-        return placed.sum() * 0
-    differences = [placed[0].diff(dim=axis).square().sum() for axis in range(3)]
+def _roughness(placed: Tensor) -> Tensor:
+    """Of what is added: without it, single voxels would follow the noise of a step."""
+    differences = [placed.diff(dim=axis).square().sum() for axis in (1, 2, 3)]
     return SMOOTHNESS * torch.stack(differences).sum()
 
 

@@ -1,8 +1,8 @@
-"""XBind: a coloured 3-D object from words, from a picture, or from both; in one pass, and then optimised if asked.
+"""XBind: a coloured 3-D object from words, a picture, a sound or a brain scan; in one pass, then optimised if asked.
 
-Words and pictures are vectors of one space, and a generator makes shapes from such a vector. So one prompt may be led
-towards another of the other medium: a chair, somewhat like this picture. As the paper says of its own, the object is in
-the spirit of a picture, and does not reconstruct it.
+All media are vectors of one space, and a generator makes shapes from such a vector. So words may be led towards an
+example of another medium: a chair, somewhat like this picture. As the paper says of its own, the object is in the
+spirit of a picture, and does not reconstruct it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
-import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -32,10 +31,10 @@ from pipelines.base import (
     precision,
     provenance,
 )
-from pipelines.crossflow.prompts import clean_prompt
-from pipelines.media import Artifact, Image, Mesh, Text
-from pipelines.spaces import picture_vector, words_vector
+from pipelines.fmri.pipeline import FMRIParams, is_measured
+from pipelines.media import Artifact, Audio, BrainScan, Image, Mesh, Text
 from pipelines.xbind.optimisation import Refinement, has_surface, refined
+from pipelines.xbind.prompts import Meaning, Prompt
 from pipelines.xbind.supervision import Supervision, Weights
 from pipelines.xbind.surface import NoSurfaceError, surface
 from pipelines.xbind.views import shaded
@@ -51,13 +50,18 @@ AZIMUTH, ELEVATION = 30.0, 20.0  # degrees
 PHASES: dict[str, tuple[int, int, int]] = {"preview": (0, 0, 0), "draft": (40, 40, 40), "fine": (120, 100, 100)}
 MOST_REFINE_STEPS = max(sum(steps) for steps in PHASES.values())
 REFINE_EFFORT = 4  # of a step of the optimisation, in steps of the flow
-SAME_COLOUR = 8  # of 255: what compression does to a single colour
 
 
-class PreviewParams(Params):
+class XBindParams(Params):
+    preset: Literal["preview", "draft", "fine"] = Field(
+        "preview", description="A preview is there in seconds. draft and fine go on from it for a minute or two."
+    )
     num_shapes: int = Field(1, ge=1, le=4, description="Variations to make at once, each from its own seed.")
     share: float = Field(
-        0.5, ge=0, le=1, description="With words and a picture: how far to go from the words to the picture."
+        0.5, ge=0, le=1, description="With words and an example: how far to go from the words to the example."
+    )
+    background: Literal["remove", "keep"] = Field(
+        "remove", description="With a picture: whether its object is first cut out of a plain background."
     )
     size: float = Field(1.0, ge=0.01, le=100, description="Metres of its longest side.")
     steps: int = Field(
@@ -79,17 +83,6 @@ class PreviewParams(Params):
     )
     num_faces: int = Field(
         20_000, ge=200, le=100_000, description="At most this many triangles.", json_schema_extra=ADVANCED
-    )
-
-    @property
-    def refinement(self) -> int:
-        """Steps of the optimisation of one object."""
-        return 0
-
-
-class XBindParams(PreviewParams):
-    preset: Literal["preview", "draft", "fine"] = Field(
-        "preview", description="A preview is there in seconds. draft and fine go on from it for a minute or two."
     )
     planar_weight: float = Field(
         1.0,
@@ -122,17 +115,38 @@ class XBindParams(PreviewParams):
         return min(sum(PHASES[self.preset]), self.refine_steps)
 
 
-class XBindPreview(Pipeline):
-    """What is installed until weights of "view-diffusion" are trained, without which :class:`XBind` cannot refine."""
-
+class XBind(Pipeline):
     name = "xbind"
-    title = "3-D object from words or a picture"
+    title = "3-D object from anything"
     summary = (
-        "Type what to make, or show it, or both. You can turn it in seconds; it is like a picture, not a copy of it."
+        "Type what to make, show it, play its sound, attach a brain scan, or words with one of these. You can turn it "
+        "in seconds; it is like a picture, not a copy of it."
     )
-    routes = (Route(("text",), "mesh"), Route(("image",), "mesh"), Route(("text", "image"), "mesh"))
-    params_type: ClassVar[type[PreviewParams]] = PreviewParams
-    models: ClassVar[tuple[str, ...]] = ("picture-text", "sentence-encoder", "shape-generator", "shape-autoencoder")
+    routes = tuple(
+        Route(inputs, "mesh")
+        for inputs in (
+            ("text",),
+            ("image",),
+            ("audio",),
+            ("scan",),
+            ("text", "image"),
+            ("text", "audio"),
+            ("text", "scan"),
+        )
+    )
+    params_type = XBindParams
+    keeps_what_is_stopped = True
+    refined_by: ClassVar[dict[str, Any]] = {"preset": "fine"}
+    models: ClassVar[tuple[str, ...]] = (
+        "picture-text",
+        "sentence-encoder",
+        "bind-audio",
+        "brain-decoder",
+        "category-decoder",
+        "shape-generator",
+        "shape-autoencoder",
+        "view-diffusion",
+    )
     examples = (
         ("a wooden chair",),
         ("a desk lamp",),
@@ -143,39 +157,55 @@ class XBindPreview(Pipeline):
     )
 
     def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
-        params = cast(PreviewParams, params)
-        reads = any(isinstance(item, Text) for item in inputs) and not (len(inputs) > 1 and params.share == 1)
-        used = {"sentence-encoder": reads, "view-diffusion": params.refinement > 0}
+        params = cast(XBindParams, params)
+        blends = len(inputs) > 1
+        read = [item for item in inputs if isinstance(item, Text) and not (blends and params.share == 1)]
+        met = [item for item in inputs if not isinstance(item, Text) and not (blends and params.share == 0)]
+        measured = [item for item in met if isinstance(item, BrainScan) and is_measured(item, FMRIParams())]
+        used = {
+            "sentence-encoder": read or measured,
+            "picture-text": read or measured or params.refinement or any(isinstance(item, Image) for item in met),
+            "bind-audio": any(isinstance(item, Audio) for item in met),
+            "category-decoder": measured,
+            "brain-decoder": not measured and any(isinstance(item, BrainScan) for item in met),
+            "view-diffusion": params.refinement,
+        }
         return tuple(key for key in self.models if used.get(key, True))
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
-        params = cast(PreviewParams, params)
+        params = cast(XBindParams, params)
         return params.num_shapes, params.resolution
 
     def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
-        params = cast(PreviewParams, params)
+        params = cast(XBindParams, params)
         return float(params.num_shapes * (params.steps + REFINE_EFFORT * params.refinement))
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
-        params = cast(PreviewParams, params)
+        params = cast(XBindParams, params)
         prompts = [Prompt.of(item) for item in inputs]
         yield Progress(0, params.steps, "Loading models")
         wanted = []
         for prompt in prompts:
             runtime.raise_if_cancelled()
-            condition, note = prompt.vector(params.share, runtime)
-            wanted += [Wanted(condition, seed, note) for seed in params.seeds(params.num_shapes)]
+            found = prompt.on_white() if params.background == "remove" else prompt
+            if found != prompt and isinstance(found.example, Image):
+                yield Progress(0, params.steps, "Cut the object out of its background", found.example)
+            meaning = found.meaning(params.share, runtime)
+            wanted += [Wanted(meaning, seed) for seed in params.seeds(params.num_shapes)]
 
-        def produced(number: int, item: Mesh, made_with: PreviewParams = params) -> Produced:
+        def produced(number: int, item: Mesh, made_with: XBindParams = params) -> Produced:
             which, index = divmod(number, params.num_shapes)
-            return Produced(item.with_provenance(provenance(self, inputs[which], made_with, runtime.models, index)))
+            made_by = provenance(self, inputs[which], made_with, runtime.models, index)
+            if badge := wanted[number].meaning.badge:
+                made_by = made_by.model_copy(update={"badge": badge})
+            return Produced(item.with_provenance(made_by))
 
         with ExitStack() as stack:
             maker = ShapeMaker.lease(runtime, stack)
             latents = yield from maker.make(wanted, params)
             if params.refinement:
                 for number, pair in enumerate(zip(wanted, latents, strict=True)):
-                    item, steps = yield from maker.refine(*pair, cast(XBindParams, params), number, len(wanted))
+                    item, steps = yield from maker.refine(*pair, params, number, len(wanted))
                     # One that was stopped is kept, with the steps it took as its recipe.
                     taken = {"refine_steps": steps} if steps else {"preset": "preview"}
                     stopped = runtime.cancelled.is_set()
@@ -191,69 +221,12 @@ class XBindPreview(Pipeline):
             yield produced(number, item)
 
 
-class XBind(XBindPreview):
-    params_type = XBindParams
-    models = (*XBindPreview.models, "view-diffusion")
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """What is asked for; at least one of both."""
-
-    words: str | None
-    picture: Image | None
-
-    @classmethod
-    def of(cls, item: Sequence[Artifact]) -> Self:
-        """In any order. Raises :class:`UserError` for other media, empty words, and a picture of nothing."""
-        for one in item:
-            if not isinstance(one, Text | Image):
-                raise UserError(
-                    f"Words or a picture are needed here, not {one.medium}.", "Say what to make, or show it."
-                )
-        words = [_clean_words(one.text) for one in item if isinstance(one, Text)]
-        pictures = [_of_something(one) for one in item if isinstance(one, Image)]
-        if not 1 <= len(item) <= 2 or len(words) > 1 or len(pictures) > 1:
-            raise UserError("One text, one picture, or one of each is needed here.", "Leave out the others.")
-        return cls(words[0] if words else None, pictures[0] if pictures else None)
-
-    def vector(self, share: float, runtime: Runtime) -> tuple[Tensor, str]:
-        """The unit vector (D,) of it, and what progress says; ``share``: of the way from the words to the picture."""
-        if self.words is None or (self.picture is not None and share == 1):
-            return self._seen(runtime), "Making what the picture shows"
-        said, heard = words_vector("picture-text", self.words, runtime)
-        note = f'Making "{heard[:80]}"'
-        if self.picture is None or share == 0:
-            return said[0], note
-        from models.bridges import slerp
-
-        return slerp(said[0], self._seen(runtime), share), f"{note} and what the picture shows"
-
-    def _seen(self, runtime: Runtime) -> Tensor:
-        with runtime.lease("picture-text") as space:
-            return picture_vector(space, cast(Image, self.picture), runtime)
-
-
-def _clean_words(text: str) -> str:
-    try:
-        return clean_prompt(text, "The text")
-    except UserError as error:
-        raise UserError(error.sentence, "Say in a few words what to make, such as 'a wooden chair'.") from None
-
-
-def _of_something(picture: Image) -> Image:
-    if np.ptp(picture.pixels, axis=(0, 1)).max() <= SAME_COLOUR:
-        raise UserError("The picture shows nothing: it is one colour all over.", "Use a picture of one object.")
-    return picture
-
-
 @dataclass(frozen=True)
 class Wanted:
-    """One object to be made of the unit vector ``condition`` (D,); ``note`` is what progress says."""
+    """One object to be made."""
 
-    condition: Tensor
+    meaning: Meaning
     seed: int
-    note: str
 
 
 @dataclass
@@ -278,11 +251,11 @@ class ShapeMaker:
             )
         return cls(generator, autoencoder, runtime)
 
-    def flow_steps(self, count: int, params: PreviewParams) -> int:
+    def flow_steps(self, count: int, params: XBindParams) -> int:
         """Of ``count`` objects, as many at once as may be."""
         return -(-count // self.runtime.micro_batch) * params.steps
 
-    def make(self, wanted: Sequence[Wanted], params: PreviewParams) -> Generator[Progress, None, list[Tensor]]:
+    def make(self, wanted: Sequence[Wanted], params: XBindParams) -> Generator[Progress, None, list[Tensor]]:
         """Yields progress after every step, with a few previews; returns the latents (3, C, p, p) of each object."""
         size = self.runtime.micro_batch
         chunks = [wanted[i : i + size] for i in range(0, len(wanted), size)]
@@ -290,7 +263,7 @@ class ShapeMaker:
         made: list[Tensor] = []
         for chunk in chunks:
             self.runtime.raise_if_cancelled()
-            conditions, seeds = torch.stack([one.condition for one in chunk]), [one.seed for one in chunk]
+            conditions, seeds = torch.stack([one.meaning.vector for one in chunk]), [one.seed for one in chunk]
             stages = self.generator.denoise(conditions, params.steps, params.guidance, seeds)
             for _ in range(params.steps):
                 self.runtime.raise_if_cancelled()
@@ -298,11 +271,11 @@ class ShapeMaker:
                     clean, latents = next(stages)
                 done += 1
                 preview = self._preview(clean) if is_preview(done, flow) else None
-                yield Progress(done, flow + len(wanted) * params.refinement, chunk[0].note, preview)
+                yield Progress(done, flow + len(wanted) * params.refinement, chunk[0].meaning.note, preview)
             made += latents
         return made
 
-    def object(self, wanted: Wanted, latents: Tensor, params: PreviewParams, addition: Tensor | None = None) -> Mesh:
+    def object(self, wanted: Wanted, latents: Tensor, params: XBindParams, addition: Tensor | None = None) -> Mesh:
         """(3, C, p, p), and what the optimisation adds to its grid -> the object.
 
         One at a time, since a grid takes far more room than its latents. Raises :class:`UserError` if it has no
@@ -323,7 +296,7 @@ class ShapeMaker:
         flow = self.flow_steps(count, params)
         weights = Weights(params.planar_weight, params.stereoscopic_weight, params.similarity_weight)
         with self.runtime.lease("view-diffusion") as prior, self.runtime.lease("picture-text") as space:
-            supervision = Supervision(prior, space, wanted.condition, weights, wanted.seed, self.runtime)
+            supervision = Supervision(prior, space, wanted.meaning.vector, weights, wanted.seed, self.runtime)
             start = self.start(wanted, latents)
             refinement = Refinement(start, supervision, wanted.seed, PHASES[params.preset], params.refine_steps)
             for event in refinement.run():

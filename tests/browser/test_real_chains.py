@@ -17,10 +17,11 @@ from app.ui.objects import SIDE
 from pipelines.fmri.pipeline import GUIDED, OF_MEASUREMENT
 from pipelines.media import Artifact, Audio, Mesh, Video, load_artifact
 from pipelines.sounds import LOUDNESS, loudness
+from pipelines.xbind.pipeline import MOST_REFINE_STEPS, XBind
 from tests.browser.conftest import PATIENCE_MS
 from tests.browser.servers import Server
 from tests.browser.test_ask import attach, open_ask, say, turn
-from tests.browser.test_page import generate, stage, tab
+from tests.browser.test_page import generate, prompt, stage, tab
 
 PICTURES = Path("assets/examples/pictures")
 Some = TypeVar("Some", bound=Artifact)
@@ -97,6 +98,29 @@ def test_words_become_a_sound_and_an_object_to_turn_around(page: Page, start: Ca
     assert chair.vertex_colors is not None and chair.vertex_colors.std(0).max() > 5
 
 
+def test_an_object_is_refined_and_what_is_stopped_is_kept(page: Page, start: Callable[[str], Server]) -> None:
+    server = start("real")
+    page.goto(server.url)
+    tab(page, "Studio")
+    tab(page, XBind.title)
+    generate(page, "a wooden chair")
+    stage(page).get_by_role("button", name="Refine", exact=True).click()
+    expect(page.get_by_role("radio", name="fine", exact=True)).to_be_checked()
+    expect(prompt(page)).to_have_value("a wooden chair")
+    generate(page)
+    expect(stage(page)).to_contain_text("Refining: coarse field.")
+    expect(page.locator(".stage.running img.preview")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".stage.result.mesh:visible")).to_be_visible()
+    await_contrast(page, page.locator(".object canvas:visible"))
+    recipes = {made.provenance.params["preset"]: made for made in kept(server, Mesh) if made.provenance}
+    assert recipes.keys() == {"preview", "fine"}
+    stopped = recipes["fine"]
+    assert stopped.provenance is not None
+    assert 0 < int(str(stopped.provenance.params["refine_steps"])) < MOST_REFINE_STEPS
+    assert trimesh.Trimesh(stopped.vertices, stopped.faces).is_watertight
+
+
 def test_an_example_scan_is_read_with_its_badge(page: Page, start: Callable[[str], Server], tmp_path: Path) -> None:
     page.goto(start("real").url)
     tab(page, "Studio")
@@ -117,4 +141,4 @@ def test_an_example_scan_is_read_with_its_badge(page: Page, start: Callable[[str
     page.locator(".inputs:visible input[type=file]").set_input_files(tmp_path / "broken.nii.gz")
     expect(page.get_by_text("broken").first).to_be_visible()
     generate(page)
-    expect(page.get_by_text("is damaged, or not of a kind that is read")).to_be_visible()
+    expect(stage(page)).to_contain_text("is damaged, or not of a kind that is read")

@@ -46,7 +46,8 @@ from models.sources import Folder, Hub, Source, Together, Unpublished
 from models.spec import ModelSpec
 from pipelines.base import Runtime
 from pipelines.clipsonic.pipeline import CLIPSonic
-from pipelines.describe.pipeline import Describe, in_words, sound_vector
+from pipelines.describe.pipeline import Describe, in_words
+from pipelines.spaces import sound_vector
 from pipelines.v2a_mapper.pipeline import V2AMapper
 from tests.test_captioner import blip_folder
 from tests.test_describe_pipeline import captioner, lines, tone, written

@@ -18,9 +18,9 @@ from models.published_spaces import PublishedPictureText, PublishedSoundText, lo
 from models.sound_generator import load_sound_generator
 from pipelines.base import Produced, Progress, Runtime
 from pipelines.clipsonic.pipeline import CLIPSonic
-from pipelines.describe.pipeline import Describe, in_words, sound_vector
+from pipelines.describe.pipeline import Describe, in_words
 from pipelines.media import Artifact, Audio, Text
-from pipelines.spaces import picture_vector, words_vector
+from pipelines.spaces import picture_vector, sound_vector, words_vector
 from pipelines.v2a_mapper.pipeline import V2AMapper
 from tests.test_describe_pipeline import captioner, tone
 from tests.tiny_models import resident

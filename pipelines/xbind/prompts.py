@@ -1,0 +1,110 @@
+"""What XBind is asked by: words, an example of another medium, or both, as one vector of the space that all share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
+from torch import Tensor
+
+from models.errors import UserError
+from pipelines.base import Runtime
+from pipelines.crossflow.prompts import clean_prompt
+from pipelines.fmri.pipeline import FMRIParams, decoded
+from pipelines.media import Artifact, Audio, BrainScan, Image, Text
+from pipelines.spaces import is_heard, picture_vector, sound_vector, words_vector
+from pipelines.xbind.cut_out import cut_out
+
+SAME_COLOUR = 8  # of 255: what compression does to a single colour
+HINT = "Say in a few words what to make, such as 'a wooden chair'."
+Example = Image | Audio | BrainScan  # which is to be met in spirit
+
+
+@dataclass(frozen=True)
+class Meaning:
+    """``vector``: a unit vector (D,) of the space; ``note``: what progress says; ``badge``: what must be said of it."""
+
+    vector: Tensor
+    note: str
+    badge: str = ""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What is asked for; at least one of both."""
+
+    words: str | None
+    example: Example | None
+
+    @classmethod
+    def of(cls, item: Sequence[Artifact]) -> Self:
+        """In any order. Raises :class:`UserError` for other media, empty words, a picture of nothing and silence."""
+        for one in item:
+            if not isinstance(one, Text | Example):
+                raise UserError(
+                    f"Words, a picture, a sound or a brain scan are needed here, not {one.medium}.",
+                    "Say what to make, or show it.",
+                )
+        words = [_clean_words(one.text) for one in item if isinstance(one, Text)]
+        examples = [_of_something(one) for one in item if isinstance(one, Example)]
+        if not 1 <= len(item) <= 2 or len(words) > 1 or len(examples) > 1:
+            raise UserError(
+                "One text, one picture, sound or scan, or one of each is needed here.",
+                "Leave out the others.",
+            )
+        return cls(words[0] if words else None, examples[0] if examples else None)
+
+    def on_white(self) -> Self:
+        """A picture's object cut out of its background."""
+        return replace(self, example=cut_out(self.example)) if isinstance(self.example, Image) else self
+
+    def meaning(self, share: float, runtime: Runtime) -> Meaning:
+        """``share``: of the way from the words to the example."""
+        if self.words is None or (self.example is not None and share == 1):
+            met = self._met(runtime)
+            return replace(met, note=f"Making {met.note}")
+        said, heard = words_vector("picture-text", self.words, runtime)
+        note = f'Making "{heard[:80]}"'
+        if self.example is None or share == 0:
+            return Meaning(said[0], note)
+        from models.bridges import slerp
+
+        met = self._met(runtime)
+        return Meaning(slerp(said[0], met.vector, share), f"{note} and {met.note}", met.badge)
+
+    def _met(self, runtime: Runtime) -> Meaning:
+        """Of the example."""
+        if isinstance(self.example, BrainScan):
+            return _decoded(self.example, runtime)
+        if isinstance(self.example, Audio):
+            with runtime.lease("bind-audio") as space:
+                return Meaning(sound_vector(space, self.example, runtime), "what is heard")
+        assert self.example is not None
+        with runtime.lease("picture-text") as space:
+            return Meaning(picture_vector(space, self.example, runtime), "what the picture shows")
+
+
+def _decoded(scan: BrainScan, runtime: Runtime) -> Meaning:
+    """The mean of all its trials. Of a measured brain a category is decoded, and its name is read."""
+    reading = decoded(scan, FMRIParams(), runtime)
+    vector = reading.semantic
+    if vector is None:
+        vector = words_vector("picture-text", reading.sentence, runtime)[0][0]
+    return Meaning(vector, f"what was decoded, perhaps {reading.sentence}", reading.badge)
+
+
+def _clean_words(text: str) -> str:
+    try:
+        return clean_prompt(text, "The text")
+    except UserError as error:
+        raise UserError(error.sentence, HINT) from None
+
+
+def _of_something(example: Example) -> Example:
+    if isinstance(example, Audio) and not is_heard(example):
+        raise UserError("The sound is silent.", "Use one in which something can be heard.")
+    if isinstance(example, Image) and np.ptp(example.pixels, axis=(0, 1)).max() <= SAME_COLOUR:
+        raise UserError("The picture shows nothing: it is one colour all over.", "Use a picture of one object.")
+    return example
