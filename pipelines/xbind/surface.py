@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from pipelines.edits.surfaces import smoothed
 from pipelines.media import Mesh
 
-SMALLEST_PIECE = 0.01  # of all faces: what has fewer hangs in the air and is dropped
+SMALLEST_PIECE = 0.05  # of all faces: what has fewer hangs in the air and is dropped
 SMOOTHINGS = 3
 ON_THE_SURFACE = 1e-3  # a distance below this counts as this: exactly on a grid point, faces would have no area
 APART = 0.01
@@ -32,7 +32,7 @@ def surface(grid: Tensor, faces: int, size_m: float) -> Mesh:
 
     The grid is as :class:`models.nets.shape_autoencoder.ShapeAutoencoder` says. The object stands on y = 0, in the
     middle of x and z, and its longest side is ``size_m`` metres. It is closed, also where the grid cuts it off, and
-    filled: cavities are dropped, and so are pieces with less than a hundredth of the faces.
+    filled: cavities are dropped, and so are pieces with less than a twentieth of the faces.
 
     Raises :class:`NoSurfaceError`.
     """
