@@ -101,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_settings(plan, ["profile", "device", "memory_budget_gb", "local_weights"])
 
     pipelines = commands.add_parser("pipelines", help="list the pipelines and their settings")
+    _add_settings(pipelines, ["profile"])
     pipelines.add_argument("names", nargs="*", metavar="NAME", help="only these")
     models = commands.add_parser("models", help="list, fetch, verify and free the models")
     _add_model_actions(models)

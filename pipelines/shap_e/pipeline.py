@@ -65,7 +65,7 @@ class ShapEParams(Params):
 class ShapE(Pipeline):
     name = "shap-e"
     title = "Shap-E: 3-D object from words or a picture"
-    summary = "Type what to make, or show it. The published model makes many things, in a minute on a GPU."
+    summary = "Type what to make, or show it. The published model knows many things, and is slow without a GPU."
     routes = (Route(("text",), "mesh"), Route(("image",), "mesh"))
     params_type = ShapEParams
     models: ClassVar[tuple[str, ...]] = (WORDS, PICTURES)
