@@ -348,10 +348,13 @@ def _check_media(pipeline: Pipeline, inputs: Sequence[Artifact]) -> None:
 
 @contextmanager
 def reporting() -> Iterator[None]:
-    """Lets the user's errors pass; logs any other whole and makes it an :class:`InternalError`."""
+    """Lets the user's errors pass, and that nobody reads on.
+
+    Logs any other whole, and makes it an :class:`InternalError`.
+    """
     try:
         yield
-    except (UserError, Cancelled, InternalError):
+    except (UserError, Cancelled, InternalError, BrokenPipeError):
         raise
     except Exception as error:
         error_id = secrets.token_hex(4)

@@ -312,3 +312,12 @@ def test_settings_reach_the_command(run: Run, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(commands, "serve", serve)
     assert run("serve", "--host", "::1", "--port", "8000", "--output-folder", "there", "--profile", "full")[0] == 0
     assert (seen[0].host, seen[0].port, seen[0].output_folder, seen[0].profile) == ("::1", 8000, Path("there"), "full")
+
+
+def test_nobody_reading_on_is_no_fault() -> None:
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, "-m", "app", "pipelines", "crossflow"]
+    result = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (result.returncode, result.stderr) == (0, "")
