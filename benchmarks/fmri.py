@@ -167,7 +167,7 @@ def pictures_of(
 
 def _paint(seen: Decoded, decoder: BrainDecoder, painter: Painter, seed: int) -> np.ndarray:
     [[concept]] = decoder.nearest(seen.semantic, 1)
-    reading = Reading(concept.sentence, look_of(seen.low_level), "", "")
+    reading = Reading(concept.sentence, seen.semantic[0], look_of(seen.low_level), "", "")
     steps = painted(reading, FMRIParams(seed=seed), painter)
     while True:
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -126,7 +126,7 @@ def scan_of(name: str) -> BrainScan:
 def test_a_measured_scan_gives_what_its_category_gives(tmp_path: Path) -> None:
     decoder = catalog("lite")["category-decoder"].load
     folder = Path("assets/weights/category-decoder-lite")
-    manager = shape_manager(tmp_path, instead={"category-decoder": lambda: decoder(folder)})
+    manager = shape_manager(tmp_path, instead={"category-decoder": lambda: cast(nn.Module, decoder(folder))})
     scan = scan_of("measured-house")
     run = events(manager, scan)
     [made] = [event.artifact for event in run if isinstance(event, Produced)]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pipelines.media import Mesh
 from pipelines.xbind.surface import NoSurfaceError, surface
+from tests.box_shapes import boxes
 from tests.tiny_shapes import ball, cube, truncated
 
 MANY = 100_000
@@ -196,3 +197,12 @@ def test_the_smallest_shape_is_one() -> None:
     one[0, 3, 5, 7] = -0.5
     mesh = surface(painted(one), 1000, 1.0)
     assert len(mesh.faces) == 8 and is_closed(mesh)
+
+
+def test_pieces_that_nearly_touch_become_one_and_others_stay_apart() -> None:
+    parts = ((-0.5, 0.0, 0.0), (0.3, 0.3, 0.3), RED)
+    near, far = (boxes(64, parts, ((-0.2 + gap + 0.3, 0.0, 0.0), (0.3, 0.3, 0.3), RED)) for gap in (0.06, 0.3))
+    joined, apart = (surface(grid, 20_000, 1.0) for grid in (near, far))
+    counts = [trimesh.Trimesh(one.vertices, one.faces, process=True).body_count for one in (joined, apart)]
+    assert counts == [1, 2]
+    assert trimesh.Trimesh(joined.vertices, joined.faces).is_watertight

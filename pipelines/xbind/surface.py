@@ -18,6 +18,7 @@ from pipelines.edits.surfaces import smoothed
 from pipelines.media import Mesh
 
 SMALLEST_PIECE = 0.05  # of all faces: what has fewer hangs in the air and is dropped
+FARTHER = (0.0, 0.1, 0.2, 0.35)  # distances at which pieces may meet: up to a voxel and a half of 64 on either side
 SMOOTHINGS = 3
 ON_THE_SURFACE = 1e-3  # a distance below this counts as this: exactly on a grid point, faces would have no area
 APART = 0.01
@@ -32,7 +33,8 @@ def surface(grid: Tensor, faces: int, size_m: float) -> Mesh:
 
     The grid is as :class:`models.nets.shape_autoencoder.ShapeAutoencoder` says. The object stands on y = 0, in the
     middle of x and z, and its longest side is ``size_m`` metres. It is closed, also where the grid cuts it off, and
-    filled: cavities are dropped, and so are pieces with less than a twentieth of the faces.
+    filled: cavities are dropped, and so are pieces with less than a twentieth of the faces. If what is left is in
+    pieces that nearly touch, it is drawn a little thicker, so that they do.
 
     Raises :class:`NoSurfaceError`.
     """
@@ -40,11 +42,26 @@ def surface(grid: Tensor, faces: int, size_m: float) -> Mesh:
     distances = grid[0].numpy()
     if not grid.isfinite().all() or not distances.min() < 0 < distances.max():
         raise NoSurfaceError("there is nothing inside, or nothing outside")
-    vertices, triangles = _outside(*_boundary(distances))
+    vertices, triangles = _whole(distances)
     vertices = smoothed(vertices, triangles, SMOOTHINGS).astype(np.float64)
     if len(triangles) > faces:
         vertices, triangles = _apart(*simplify(vertices, triangles, target_count=faces))
     return Mesh(_placed(vertices, size_m), triangles.astype(np.int32), _colors(grid[1:], vertices))
+
+
+def _whole(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The surface as it is if that is one piece, else a little farther out, where thin parts that broke meet again.
+
+    What is in several pieces there too is several things, and stays as it is.
+    """
+    surfaces = (_outside(*_boundary(distances - farther)) for farther in FARTHER)
+    first = next(surfaces)
+    return first if _pieces(first[1]) == 1 else next((one for one in surfaces if _pieces(one[1]) == 1), first)
+
+
+def _pieces(faces: np.ndarray) -> int:
+    touching = trimesh.graph.face_adjacency(faces)
+    return int(trimesh.graph.connected_component_labels(touching, node_count=len(faces)).max()) + 1
 
 
 def _boundary(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
