@@ -15,11 +15,11 @@ SHA256_DIGITS = 64
 def hash_of(path: Path) -> str:
     """sha256 (hex) of a file's contents."""
     seen = path.stat()  # before the contents: a change while they are read is seen at the next look
-    return _hash(path, seen.st_size, seen.st_mtime_ns)
+    return _hash(path, seen.st_ino, seen.st_size, seen.st_mtime_ns)
 
 
 @lru_cache(maxsize=4096)
-def _hash(path: Path, size: int, changed: int) -> str:
+def _hash(path: Path, number: int, size: int, changed: int) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -227,8 +227,11 @@ def test_threads_that_lease_at_random_under_a_tight_budget_keep_the_accounts_exa
     assert max(over) <= manager.budget_bytes
     manager.expect([])
     wait_until(lambda: not any(row.loading for row in manager.status()))
-    gc.collect()
-    alive = sum(bytes_of(model) for model in ever)
-    assert manager.used_bytes == alive
+
+    def counted() -> bool:
+        gc.collect()
+        return manager.used_bytes == sum(bytes_of(model) for model in ever)
+
+    wait_until(counted)  # a loader's thread may still hold what it was told to drop
     assert all(row.leases == 0 for row in manager.status())
     assert psutil.Process().num_threads() < 100

@@ -35,7 +35,8 @@ def test_the_full_profiles_restricted_models_are_marked(run: Run, monkeypatch: p
     code, out, _ = run("models", "--profile", "full")
     marked = [line for line in out.splitlines() if "restricts use, not accepted yet" in line]
     assert code == 0 and [line.split()[0] for line in marked][:3] == ["crossflow", "sound-text", "v2a-mapper"]
-    assert "for research" in marked[0] and all("CC-BY-NC-SA" in line for line in marked[1:])
+    assert "for research" in marked[0] and all("CC-BY-NC-SA" in line for line in marked[1:-1])
+    assert marked[-1].startswith("neuropictor") and "name none" in marked[-1]
 
 
 def test_fetch_asks_before_it_fetches_anything(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import gradio as gr
 import pytest
 
 from app.settings import Settings
 from app.studio import Saved, Studio
 from app.ui import build
+from app.ui.markup import result
 from app.ui.panels import Panels
 from app.ui.studio_tab import PipelinePanel
 from models.errors import UserError
@@ -51,12 +54,30 @@ def test_a_remix_opens_the_panel_and_every_press_is_a_wish_of_its_own(panels: Pa
     first, second = panels._remix(pressed(entry)), panels._remix(pressed(entry))
     herald = panels._heralds["tiny-paint"]
     assert [update.selected for part, update in first.items() if isinstance(part, gr.Tabs)] == ["studio", "tiny-paint"]
-    assert first[herald].split()[0] == entry == second[herald].split()[0] and first[herald] != second[herald]
+    wishes = [json.loads(wished[herald]) for wished in (first, second)]
+    assert [wish["entry"] for wish in wishes] == [entry, entry] and first[herald] != second[herald]
     with gr.Blocks():
         panel = PipelinePanel(tiny_studio, Paint())
     filled = panels._filled(panel, first[herald])
     assert filled[panel._inputs[0][0]] == "a red apple" and filled[panel._seed] == 7
     assert set(filled) <= set(panel.fillable())
+
+
+def test_refining_is_the_same_with_the_settings_that_refine(
+    panels: Panels, tiny_studio: Studio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry, herald = apple(tiny_studio), panels._heralds["tiny-paint"]
+    made = tiny_studio.library.get(entry)
+    assert "Refine" not in result(made, pipelines=tiny_studio.registry)
+    monkeypatch.setattr(Paint, "refined_by", {"strength": made.provenance.params["strength"]})
+    assert "Refine" not in result(made, pipelines=tiny_studio.registry)
+    monkeypatch.setattr(Paint, "refined_by", {"strength": 1.75})
+    assert "Refine" in result(made, pipelines=tiny_studio.registry)
+    with gr.Blocks():
+        panel = PipelinePanel(tiny_studio, Paint())
+    filled = panels._filled(panel, panels._refine(pressed(entry))[herald])
+    assert filled[panel._inputs[0][0]] == "a red apple" and filled[panel._seed] == 7
+    assert filled[panel._controls["strength"]] == 1.75
 
 
 def test_without_a_wish_a_panel_stays_as_it_is(panels: Panels, tiny_studio: Studio) -> None:
