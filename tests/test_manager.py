@@ -216,6 +216,7 @@ def test_a_dropped_model_is_really_gone(tmp_path: Path) -> None:
     with manager.lease("a") as model:
         ghost = weakref.ref(model)
     del model
+    time.sleep(0.05)  # the thread that loaded it holds it for a moment longer
     use(manager, "b")
     assert ghost() is None
 
