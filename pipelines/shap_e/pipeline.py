@@ -9,10 +9,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.errors import UserError
 from pipelines.base import (
     ADVANCED,
-    MAX_SEED,
     Event,
     Params,
     Pipeline,
@@ -26,7 +24,7 @@ from pipelines.base import (
 )
 from pipelines.media import Artifact, Image, Mesh, Text
 from pipelines.xbind.prompts import Prompt
-from pipelines.xbind.surface import NoSurfaceError, surface
+from pipelines.xbind.surface import NoSurfaceError, no_object, surface
 from pipelines.xbind.views import shaded
 
 if TYPE_CHECKING:
@@ -135,8 +133,7 @@ def _object(model: Model, latents: Tensor, seed: int, params: ShapEParams, runti
         grid = model.grid(latents, params.resolution, runtime.raise_if_cancelled)
         return surface(grid, params.num_faces, params.size)
     except NoSurfaceError:
-        following = (seed + 1) % (MAX_SEED + 1)
-        raise UserError(f"No object came of the seed {seed}.", f"Try the seed {following}.") from None
+        raise no_object(seed) from None
 
 
 def _preview(model: Model, latents: Tensor) -> Image:

@@ -16,10 +16,8 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.errors import UserError
 from pipelines.base import (
     ADVANCED,
-    MAX_SEED,
     Event,
     Params,
     Pipeline,
@@ -36,7 +34,7 @@ from pipelines.media import Artifact, Audio, BrainScan, Image, Mesh, Text
 from pipelines.xbind.optimisation import Refinement, has_surface, refined
 from pipelines.xbind.prompts import Meaning, Prompt
 from pipelines.xbind.supervision import Supervision, Weights
-from pipelines.xbind.surface import NoSurfaceError, surface
+from pipelines.xbind.surface import NoSurfaceError, no_object, surface
 from pipelines.xbind.views import shaded
 
 if TYPE_CHECKING:
@@ -285,7 +283,7 @@ class ShapeMaker:
         try:
             return surface(grid if addition is None else refined(grid, addition.cpu()), params.num_faces, params.size)
         except NoSurfaceError:
-            raise _no_object(wanted) from None
+            raise no_object(wanted.seed) from None
 
     def refine(
         self, wanted: Wanted, latents: Tensor, params: XBindParams, number: int, count: int
@@ -314,7 +312,7 @@ class ShapeMaker:
         """
         [grid] = self._grids(latents[None], self.autoencoder.config.size)
         if not has_surface(grid):
-            raise _no_object(wanted)
+            raise no_object(wanted.seed)
         return grid.to(self.runtime.models.device)
 
     def _preview(self, latents: Tensor) -> Image:
@@ -327,8 +325,3 @@ class ShapeMaker:
         """Latents (B, 3, C, p, p) -> (B, 4, R, R, R) float32 on the CPU."""
         with precision(self.runtime.models):
             return self.autoencoder.grid(latents, resolution).float().cpu()
-
-
-def _no_object(wanted: Wanted) -> UserError:
-    following = (wanted.seed + 1) % (MAX_SEED + 1)
-    return UserError(f"No object came of the seed {wanted.seed}.", f"Try the seed {following}.")

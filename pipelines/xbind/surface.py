@@ -14,6 +14,8 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 from torch.nn import functional as F
 
+from models.errors import UserError
+from pipelines.base import MAX_SEED
 from pipelines.edits.surfaces import smoothed
 from pipelines.media import Mesh
 
@@ -26,6 +28,11 @@ APART = 0.01
 
 class NoSurfaceError(ValueError):
     """The grid is empty, full, or not of finite numbers."""
+
+
+def no_object(seed: int) -> UserError:
+    """What a person is told of a shape without a surface."""
+    return UserError(f"No object came of the seed {seed}.", f"Try the seed {(seed + 1) % (MAX_SEED + 1)}.")
 
 
 def surface(grid: Tensor, faces: int, size_m: float) -> Mesh:
