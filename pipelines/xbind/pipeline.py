@@ -16,6 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from models.errors import UserError
 from pipelines.base import (
     ADVANCED,
     Event,
