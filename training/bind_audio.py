@@ -33,7 +33,7 @@ from training.publish import write_sums
 from training.sound_text import RANKS, PhraseTable, hide_bands, phrases_of
 from training.sounds import HELD_OUT, Sound, Sounds, augment, load_sounds, sound_arguments, weights_name
 
-SEED, BATCH, STEPS = 67, 128, 1000
+SEED, BATCH, STEPS = 67, 128, 800
 WEIGHTS = Path("assets/weights")
 
 
