@@ -96,7 +96,7 @@ class Image(Artifact):
     """``pixels``: (H, W, 3) uint8, sRGB. ``.png`` and ``.webp`` are lossless, ``.jpg`` is not.
 
     Loading turns a photo upright (EXIF), lays transparency on white and brings every colour mode to 8-bit RGB. It
-    also reads BMP, TIFF and AVIF, and of an animation the first frame.
+    also reads BMP, TIFF, AVIF and HEIC, and of an animation the first frame.
     """
 
     medium = "image"
@@ -335,7 +335,7 @@ def load_artifact(path: Path | str, medium: str | None = None) -> Artifact:
 # The suffixes that are read and never written, and those that two media share.
 _READ: dict[str, tuple[type[Artifact], ...]] = {
     **dict.fromkeys((".webp", ".gif"), (Image, Video)),
-    **dict.fromkeys((".jfif", ".bmp", ".tif", ".tiff", ".avif"), (Image,)),
+    **dict.fromkeys((".jfif", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"), (Image,)),
     **dict.fromkeys((".mp3", ".m4a", ".aac", ".opus"), (Audio,)),
     **dict.fromkeys((".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"), (Video, Audio)),
     **dict.fromkeys((".npy", ".hdf5", ".h5", ".gii", ".mgh", ".mgz"), (BrainScan,)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import subprocess
 import sys
@@ -35,6 +36,34 @@ def test_a_picture_with_the_name_of_another_format_is_read(name: str, format: st
     path = tmp_path / name
     PIL.Image.fromarray(CORNERS).save(path, format=format, lossless=True)
     np.testing.assert_array_equal(read(path, Image).pixels, CORNERS)
+
+
+HEIC = Path(__file__).parent / "golden" / "on_its_side.heic"  # CORNERS four times as large, stored on its side
+
+
+def test_what_a_telephone_saves_is_read_upright_and_still(tmp_path: Path) -> None:
+    for name in ("it.heic", "it.HEIF", "it.jpg"):
+        (tmp_path / name).write_bytes(HEIC.read_bytes())
+        pixels = read(tmp_path / name, Image).pixels
+        assert pixels.shape == (128, 192, 3)
+        assert np.abs(pixels[16::32, 16::32].astype(int) - CORNERS[4::8, 4::8]).max() < 8
+
+
+@pytest.mark.parametrize("kept", [30, 100, 500, 900])
+def test_half_a_file_of_a_telephone(kept: int, tmp_path: Path) -> None:
+    path = tmp_path / "it.heic"
+    path.write_bytes(HEIC.read_bytes()[:kept])
+    assert "damaged" in refuse(path).sentence
+
+
+def test_a_telephones_file_that_claims_too_much(tmp_path: Path) -> None:
+    data, side = HEIC.read_bytes(), (30_000).to_bytes(4, "big")
+    sizes = [at.end() + 4 for at in re.finditer(b"ispe", data)]
+    for at in sizes:
+        data = data[:at] + side + side + data[at + 8 :]
+    path = tmp_path / "it.heic"
+    path.write_bytes(data)
+    assert sizes and "too many pixels" in refuse(path).sentence
 
 
 def png(header: bytes, rows: bytes) -> bytes:

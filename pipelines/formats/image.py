@@ -1,4 +1,7 @@
-"""Still pictures (PNG, WebP and JPEG; others are only read) and animations (WebP and GIF), by Pillow."""
+"""Still pictures (PNG, WebP and JPEG; others are only read) and animations (WebP and GIF), by Pillow.
+
+What telephones save, HEIC, it reads by pi-heif, which has a decoder alone: the encoder that others bring is GPL.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 
 import numpy as np
+import pi_heif
 from PIL import Image, ImageOps, PngImagePlugin, TiffImagePlugin, UnidentifiedImageError
 
 from models.errors import UserError
@@ -16,7 +20,7 @@ from pipelines.formats.clips import Timing, clip_of, size_within, steady
 MAX_PIXELS = 64 * 2**20
 MAX_EXIF_BYTES = 60_000
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIF")
 GIF_COLORS = 256
 FASTEST_GIF = 50.0  # Hz: browsers show what is faster at 10 Hz
 SEEN_FOR_COLORS = 2**20  # pixels of a clip by which its colours are chosen
@@ -26,6 +30,8 @@ _PNG_KEY = "synesthete"
 _DESCRIPTION = 0x010E  # Exif ImageDescription
 _FRAME_RATE = 0xC764  # DNG FrameRate
 _PAGE_NUMBER = 0x0129  # TIFF PageNumber: which page, of how many
+
+pi_heif.register_heif_opener()
 
 
 def encode_image(pixels: np.ndarray, suffix: str, note: str | None) -> bytes:
@@ -63,7 +69,8 @@ def is_picture(data: bytes) -> bool:
 def is_animation(data: bytes) -> bool:
     """Whether the picture has several frames, or was saved as an animation of frames that are all the same."""
     image = _open(data)
-    return getattr(image, "is_animated", False) or _FRAME_RATE in image.getexif()
+    several = getattr(image, "is_animated", False) and image.format != "HEIF"  # a burst, of which one was chosen
+    return several or _FRAME_RATE in image.getexif()
 
 
 def encode_animation(frames: np.ndarray, frame_rate: float, note: str | None) -> bytes:
