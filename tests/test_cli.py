@@ -321,3 +321,19 @@ def test_nobody_reading_on_is_no_fault() -> None:
     result = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert (result.returncode, result.stderr) == (0, "")
+
+BUILT = """
+import sys
+from app.settings import load_settings
+from app.studio import Studio
+from app.ui import build
+build(Studio(load_settings(output_folder="gallery")))
+print(*{"diffusers", "transformers", "accelerate", "bitsandbytes", "nilearn"} & set(sys.modules))
+"""
+
+
+def test_the_page_is_built_before_the_libraries_of_models_are_read(tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", BUILT]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "\n"), result.stderr  # they cost ten seconds

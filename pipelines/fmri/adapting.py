@@ -30,6 +30,7 @@ from models.nets.brain_fitting import HELD_BACK, Pairs, by_picture, fit_adapter
 from models.nets.brain_measures import Means, Ridge, chance, measure
 from models.nets.category_decoder import SUBJECT as MEASURED_SUBJECT
 from models.picture_text import PictureText
+from pipelines.fmri.picture_archives import PICTURES
 from pipelines.formats.scans.betas import Betas, read_betas
 from pipelines.formats.scans.checks import SCALE, Choices
 from pipelines.formats.scans.files import RAW, Z_SCORED
@@ -39,7 +40,6 @@ from pipelines.media import Image
 FEWEST_PAIRS = 50
 MOST_TRIALS = 100_000
 CURVE = (50, 150, 300, 750)  # pictures, and all
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 SIDE = 128  # of the pictures that the decoder was trained on
 AT_ONCE = 32
 

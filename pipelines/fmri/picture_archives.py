@@ -8,8 +8,8 @@ import zlib
 from pathlib import Path
 
 from models.errors import UserError
-from pipelines.fmri.adapting import PICTURES
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 TABLE = ".csv"
 MOST_FILES, MOST_BYTES = 20_000, 2**30  # of an archive, unpacked
 _BESIDE = re.compile(r"(?:^|/)(?:\.(?!\.)|__MACOSX/|Thumbs\.db$)")  # what systems put in unasked
