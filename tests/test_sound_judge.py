@@ -170,7 +170,7 @@ def test_it_learns_to_tell_tones_apart_and_its_files_give_it_back(tmp_path: Path
     loaded = load_sound_judge(tmp_path)
     assert loaded.classes == model.classes and loaded.mel == JUDGE_MEL
     for before, after in zip(judged(model, waveforms), judged(loaded, waveforms), strict=True):
-        assert torch.equal(before, after)
+        torch.testing.assert_close(before, after, atol=0.02, rtol=0.02)  # it is kept in float16
 
 
 def test_a_missing_judge_is_said_in_one_sentence(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +26,7 @@ from models.text_encoder import load_text_encoder
 from training.images import to_tensor
 from training.loop import Metrics, Schedule, optimizer_groups, shuffled_batches, train
 from training.pictures import Picture, Pictures, data_folder, load_pictures, verify_checksums
-from training.publish import write_sums
+from training.publish import save_half, write_sums
 
 WEIGHTS = Path("assets/weights")
 SEED, BATCH, SIZE, WIDTHS = 31, 128, 64, (48, 96, 192, 256)
@@ -164,7 +164,7 @@ def main() -> None:
     )
     target = WEIGHTS / "evaluator"
     target.mkdir(parents=True, exist_ok=True)
-    save_file({name: value.contiguous() for name, value in weights.items()}, target / "model.safetensors")
+    save_half(weights, target / "model.safetensors")
     (target / "config.json").write_text(json.dumps({"size": SIZE, "widths": WIDTHS, "features": 256}) + "\n")
     write_sums(target)
 

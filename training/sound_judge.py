@@ -20,7 +20,7 @@ from typing import cast
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -29,7 +29,7 @@ from models.mel import MelConfig, load_mel_config, log_mel
 from training.evaluator import ResidualBlock
 from training.loop import Metrics, Schedule, optimizer_groups, shuffled_batches, train
 from training.pictures import data_folder
-from training.publish import write_sums
+from training.publish import save_half, write_sums
 from training.sound_text import hide_bands
 from training.sounds import HELD_OUT, SAMPLES, TABLE, Sound, Sounds, load_sounds, sound_arguments, weights_name
 from training.sounds import augment as mix_and_turn_down
@@ -83,12 +83,12 @@ class SoundJudge(nn.Module):
         return cast(Tensor, self.head(self.dropout(features)))
 
     def save_pretrained(self, folder: Path) -> None:
-        """``config.json``, ``mel.json`` and ``model.safetensors`` in float32, as it was measured."""
+        """``config.json``, ``mel.json`` and ``model.safetensors`` in float16."""
         folder.mkdir(parents=True, exist_ok=True)
         values = {"features": FEATURES, "classes": list(self.classes)}
         (folder / CONFIG).write_text(json.dumps(values, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         self.mel.save(folder)
-        save_file({name: value.contiguous() for name, value in self.state_dict().items()}, folder / FILE)
+        save_half(self.state_dict(), folder / FILE)
 
 
 def load_sound_judge(folder: Path = WEIGHTS / "sound-judge") -> SoundJudge:
