@@ -85,8 +85,8 @@ class Studio:
         # belong to a thread, whereas a web server may resume an iterator in another thread than it began in.
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="generation")
         # The manager's plan: what runs and what waits for the lane, in order; then what plans are still going to run.
-        self._queue: dict[object, Pipeline] = {}
-        self._plans: dict[object, Sequence[Pipeline]] = {}
+        self._queue: dict[object, Sequence[str]] = {}
+        self._plans: dict[object, Sequence[str]] = {}
         self._queue_lock = threading.Lock()
 
     @cached_property
@@ -153,17 +153,17 @@ class Studio:
             library.note_run(made)
 
     @contextmanager
-    def upcoming(self) -> Iterator[Callable[[Sequence[Pipeline]], None]]:
-        """Gives a function that tells the manager what a plan is still going to run, soonest first.
+    def upcoming(self) -> Iterator[Callable[[Sequence[str]], None]]:
+        """Gives a function that tells the manager which models a plan is still going to lease, soonest first.
 
         It is called with all that is left, the step that is about to run included, before every step: so the next
         steps' models are loaded while one computes, and nothing that is needed soon goes in between.
         """
         ticket = object()
 
-        def tell(pipelines: Sequence[Pipeline]) -> None:
+        def tell(keys: Sequence[str]) -> None:
             with self._queue_lock:
-                self._plans[ticket] = tuple(pipelines)
+                self._plans[ticket] = tuple(keys)
                 self._expect()
 
         try:
@@ -243,15 +243,15 @@ class Studio:
                 events.put(None)
 
         runtime.report = events.put
-        with self._queued(pipeline):
+        with self._queued(pipeline.models_for(inputs, params)):
             yield from self._stream(work, events, runtime)
 
     @contextmanager
-    def _queued(self, pipeline: Pipeline) -> Iterator[None]:
-        """Tell the manager which models are going to be asked for, as long as the request waits or runs."""
+    def _queued(self, keys: Sequence[str]) -> Iterator[None]:
+        """Tell the manager that these models are going to be asked for, as long as the request waits or runs."""
         ticket = object()
         with self._queue_lock:
-            self._queue[ticket] = pipeline
+            self._queue[ticket] = keys
             self._expect()
         try:
             yield
@@ -261,8 +261,7 @@ class Studio:
                 self._expect()
 
     def _expect(self) -> None:
-        pipelines = [*self._queue.values(), *chain.from_iterable(self._plans.values())]
-        self.manager.expect([key for pipeline in pipelines for key in pipeline.models])
+        self.manager.expect([*chain.from_iterable(self._queue.values()), *chain.from_iterable(self._plans.values())])
 
     def _stream(
         self, work: Callable[[], None], events: queue.SimpleQueue[Event | None], runtime: Runtime

@@ -348,13 +348,13 @@ def test_the_models_of_a_plan_are_brought_in_and_expected_until_it_ends(tiny_stu
         return [(row.loading, row.expected) for row in tiny_studio.manager.status()]
 
     with tiny_studio.upcoming() as tell:
-        tell([Blend()])
+        tell([])
         assert painter() == []
-        tell([Blend(), Paint()])
+        tell(["painter"])
         wait_until(lambda: painter() == [(False, True)])
-        tell([Blend()])
+        tell([])
         assert painter() == [(False, False)]
-        tell([Paint()])
+        tell(["painter"])
     assert painter() == [(False, False)]
 
 

@@ -83,7 +83,7 @@ def execute(
 
 
 class _Execution:
-    """One run of a plan. ``tell`` hears what is still going to run, before every step that does."""
+    """One run of a plan. ``tell`` hears which models are still to come, before every step that runs."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class _Execution:
         plan: Plan,
         sources: Mapping[str, Artifact],
         cancelled: threading.Event,
-        tell: Callable[[Sequence[Pipeline]], None],
+        tell: Callable[[Sequence[str]], None],
     ) -> None:
         self.studio, self.plan, self.sources, self.cancelled, self.tell = studio, plan, sources, cancelled, tell
         self.results: dict[str, Saved] = {}  # by reference
@@ -122,7 +122,8 @@ class _Execution:
             saved = _made_before(self.studio, pipeline, inputs, step.params)
             cached = bool(saved)
             if not cached:
-                self.tell(self._still_to_run(step))
+                own = pipeline.models_for(inputs, pipeline.parse_params(step.params))
+                self.tell([*own, *self._models_after(step)])
                 for event in self.studio.generate(pipeline.name, inputs, step.params, self.cancelled, title):
                     if isinstance(event, Saved):
                         saved.append(event)
@@ -154,10 +155,18 @@ class _Execution:
         entry = self.studio.library.by_content(artifact.content_hash())
         return entry.title if entry else ""
 
-    def _still_to_run(self, step: Step) -> list[Pipeline]:
-        """The pipelines of ``step`` and of all after it that can run."""
-        left = self.plan.steps[self.plan.steps.index(step) :]
-        return [self.studio.registry.get(later.op) for later in left if later.id not in self.blamed]
+    def _models_after(self, step: Step) -> list[str]:
+        """The models of all steps after ``step`` that can run, soonest first."""
+        left = self.plan.steps[self.plan.steps.index(step) + 1 :]
+        return [key for later in left if later.id not in self.blamed for key in self._models_of(later)]
+
+    def _models_of(self, step: Step) -> tuple[str, ...]:
+        """Those that it will lease; all that it may, where something that it starts from is still to be made."""
+        pipeline = self.studio.registry.get(step.op)
+        if not all(reference.startswith(TEXT) or reference in self.sources for reference in step.inputs):
+            return pipeline.models
+        inputs = [self._artifact(reference) for reference in step.inputs]
+        return pipeline.models_for(inputs, pipeline.parse_params(step.params))
 
     def _blame(self, failed: Step) -> None:
         """Find all that cannot run without ``failed``: every step stands after those that it needs."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 
 import numpy as np
+import pytest
 
 from app.controller.executor import execute
 from app.studio import Studio
-from pipelines.media import Audio
+from pipelines.base import Params
+from pipelines.media import Artifact, Audio, Image
 from tests.tiny_models import wait_until
 from tests.watched_pipelines import (
     APPLE,
@@ -18,6 +21,7 @@ from tests.watched_pipelines import (
     SOUND,
     Attentive,
     Tone,
+    Watched,
     bug,
     plan_of,
     run,
@@ -46,6 +50,19 @@ def test_the_manager_knows_the_running_step_and_those_to_come_and_no_others(
     to_come = [("toner", "painter", "carver"), ("painter", "carver"), ("carver",)]
     assert list(dict.fromkeys(manager.told)) == [*to_come, ()]
     assert manager.told[-1] == () and () not in manager.told[:-1], "never in between"
+
+
+def test_models_that_a_step_can_do_without_are_not_expected(
+    studio: Studio, manager: Attentive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def by_name(self: Watched, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
+        return tuple(key for key in self.models if key != "carver") if isinstance(inputs[0], Image) else self.models
+
+    monkeypatch.setattr(Watched, "models_for", by_name)
+    monkeypatch.setattr(Tone, "models", ("toner", "carver"))
+    list(execute(studio, plan_of(APPLE, SOUND), {}))
+    # Until there is a picture, the sound may need both.
+    assert list(dict.fromkeys(manager.told)) == [("painter", "toner", "carver"), ("toner",), ()]
 
 
 def test_models_of_skipped_steps_are_not_expected(studio: Studio, manager: Attentive, tone: Tone) -> None:
