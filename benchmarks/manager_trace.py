@@ -1,93 +1,105 @@
-"""How much waiting the model manager's choices save, against other rules, on one trace of mixed requests.
+"""How much waiting the model manager's choices save, against other rules, on a recorded trace of mixed requests.
 
-    python -m benchmarks.manager_trace
+    python -m benchmarks.manager_trace record       # 300 requests through Ask -> benchmarks/data/manager_trace.json
+    python -m benchmarks.manager_trace              # replay -> benchmarks/results/manager_trace.json
+    python -m benchmarks.manager_trace stand-ins    # components of the sizes of published models, at a fiftieth
 
-Every rule runs in the same manager code on the same requests, with real files that are really loaded. Until the
-systems that this project is for are all built, the models are stand-ins: the components and chains of the house plan's
-sheet on model managers (section 3.6), at a fiftieth of their size. Rows labelled "rule of" re-create the rule of a
-program that itself cannot run here. Writes ``benchmarks/results/manager_trace.json``.
+Every rule is replayed at four budgets: all that the trace leases, two thirds and half of it, and the most that it holds
+at once. 300 requests under eight rules at four budgets would take hours of loading, so there are two replays:
+
+*On a virtual clock*: the whole trace, where each model's load takes what it really took here (the median of several)
+and loads and computing slow each other down by as much as was measured. The manager's own books and rules decide
+(``manager_simulation.py``).
+
+*Really loaded*: the first requests, in the real manager, with the models from ``assets/`` really loaded
+(``manager_replay.py``). What the virtual clock says of the same requests stands beside it, as a check.
+
+The stand-ins are a file of one matrix for each component of the house plan's sheet on model managers (section 3.6), all
+requests really loaded; a step computes for a fiftieth of a second.
 """
 
 from __future__ import annotations
 
 import argparse
-import random
+import json
 import tempfile
-import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from benchmarks.report import save, table
-from models.accounts import Candidate
-from models.eviction import Choose, value_cover
-from models.loading import trim_heap
-from models.manager import ModelManager
+from benchmarks.manager_record import record
+from benchmarks.manager_replay import Replay, Worker, measured_machine
+from benchmarks.manager_rules import LRU, OURS, PLANNED, QUEUED, Request, Rule, budgets, rules
+from benchmarks.manager_simulation import GIGABYTES, Machine, Simulation, sheet_trace
+from benchmarks.report import machine, save, table
+from models.catalog import catalog
+from models.precision import Precision
+from models.quantize import bytes_at
 from models.sources import Folder
 from models.spec import ModelSpec
 
-CPU = torch.device("cpu")
-SCALE = 50
-GIGABYTES = {
-    "router": 0.35, "t5": 2.4, "clip": 0.85, "crossflow": 0.95, "vae": 0.17, "mapper": 0.06, "audio": 1.3,
-    "clap": 0.6, "clipsonic": 0.55, "vocoder": 0.06, "imagebind": 1.2, "xbind": 0.1, "shapes": 1.3, "fmri": 0.9,
-    "unclip": 2.6,
-}  # fmt: skip
-STEPS = {
-    "route": ("router",),
-    "image": ("clip", "crossflow", "vae"),
-    "v2a": ("clip", "mapper", "audio", "vocoder"),
-    "sound": ("clip", "clap", "clipsonic", "audio", "vocoder"),
-    "shape": ("imagebind", "xbind", "shapes"),
-    "fmri": ("fmri", "unclip", "vae"),
-}
-CHAINS = {
-    ("route", "image"): 30, ("route", "image", "v2a"): 12, ("route", "sound"): 18, ("route", "image", "shape"): 10,
-    ("route", "image", "sound", "shape"): 5, ("route", "fmri"): 4, ("route", "fmri", "v2a"): 2, ("route", "v2a"): 10,
-    ("route", "shape"): 9,
-}  # fmt: skip
-COMPUTE_SECONDS = 0.02  # of a step, beside loads
+TRACE = Path(__file__).parent / "data" / "manager_trace.json"
+SCALE = 50  # of the stand-ins
+REALLY_LOADED = (LRU, OURS, PLANNED, QUEUED)
 
 
-@dataclass(frozen=True)
-class Rule:
-    """``most``: models that stay after a request, by recency, where the rule counts models instead of bytes."""
-
-    name: str
-    choose: Choose
-    plans: bool = False
-    most: int | None = None
-
-
-def least_recent(candidates: Sequence[Candidate], need: int, _: Sequence[str] = ()) -> list[Candidate]:
-    return _until(sorted(candidates, key=lambda item: item.last_used), need)
+def on_clock(trace: Sequence[Request], machine: Machine, budget: int, rule: Rule) -> dict[str, Any]:
+    outcome = Simulation(machine, budget, rule).run(trace)
+    return {
+        "wall_seconds": outcome.wall_seconds,
+        "reload_seconds": outcome.reload_seconds,
+        "wait_seconds": outcome.wait_seconds,
+        "hit_rate": outcome.hits / outcome.leases,
+        "loads": outcome.loads,
+    }
 
 
-def smallest(candidates: Sequence[Candidate], need: int, _: Sequence[str] = ()) -> list[Candidate]:
-    return _until(sorted(candidates, key=lambda item: item.bytes), need)
+def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows of one budget, each with its shares of LRU's wall time and waiting and of the best other rule's wall."""
+    lru = next(row for row in rows if row["rule"] == LRU.name)
+    others = [row["wall_seconds"] for row in rows if "ours" not in row["rule"]]
+    shares = lambda row: {  # noqa: E731
+        "wall_of_lru": row["wall_seconds"] / lru["wall_seconds"],
+        "wait_of_lru": row["wait_seconds"] / max(lru["wait_seconds"], 1e-9),
+        "wall_of_best_other": row["wall_seconds"] / min(others),
+    }
+    return [row | shares(row) for row in rows]
 
 
-def tightest_subset(candidates: Sequence[Candidate], need: int, _: Sequence[str] = ()) -> list[Candidate]:
-    """The subset that covers the need with the fewest bytes to spare; everything, if none does."""
-    sizes = ((sum(item.bytes for item in subset), subset) for n in range(1, len(candidates) + 1)
-             for subset in combinations(candidates, n))  # fmt: skip
-    best = min((pair for pair in sizes if pair[0] >= need), key=lambda pair: pair[0], default=None)
-    return list(best[1] if best else candidates)
-
-
-def _until(ordered: Sequence[Candidate], need: int) -> list[Candidate]:
-    chosen: list[Candidate] = []
-    while sum(item.bytes for item in chosen) < need and len(chosen) < len(ordered):
-        chosen.append(ordered[len(chosen)])
-    return chosen
+def replay(trace: Sequence[Request], specs: Mapping[str, ModelSpec], precisions: Mapping[str, Precision], real: int,
+           real_budgets: Sequence[str]) -> dict[str, Any]:  # fmt: skip
+    """The results of the recorded trace; ``real``: how many of its first requests are really loaded as well."""
+    worker = Worker()
+    measured = measured_machine(specs, precisions, worker)
+    # What a load is refused by, before the model was ever weighed, is a guess that a tight budget may not hold.
+    sized = {
+        key: replace(spec, bytes=measured.bytes[key] * 1000 // bytes_at(1000, precisions[key]))
+        for key, spec in specs.items()
+    }
+    clock, checks = [], []
+    for name, budget in budgets(measured.bytes, trace).items():
+        setting = {"budget": name, "budget_mb": budget / 1e6}
+        clock += compared(
+            [
+                setting | {"rule": r.name} | on_clock(trace, measured, budget, r)
+                for r in rules(measured.bytes, budget, trace)
+            ]
+        )
+        if name in real_budgets:
+            rows = []
+            for rule in REALLY_LOADED:
+                said = on_clock(trace[:real], measured, budget, rule)
+                really = Replay(sized, precisions, budget, rule, worker).run(trace[:real])
+                on_the_clock = {f"{part}_on_clock": said[part] for part in ("wall_seconds", "wait_seconds")}
+                rows.append(setting | {"rule": rule.name} | really | on_the_clock)
+                print(rows[-1], flush=True)
+            checks += compared(rows)
+    return {"loads": asdict(measured), "clock": clock, "really_loaded": {"requests": real, "rows": checks}}
 
 
 def stand_ins(folder: Path) -> dict[str, ModelSpec]:
@@ -108,97 +120,54 @@ def _load(folder: Path) -> nn.Module:
     return model
 
 
-def trace(requests: int, repeat: float, seed: int) -> list[tuple[str, ...]]:
-    """Chains of steps; with the chance ``repeat`` a request is of the same kind as the last."""
-    chance = random.Random(seed)
-    chosen: list[tuple[str, ...]] = []
-    for _ in range(requests):
-        again = chosen and chance.random() < repeat
-        chosen.append(chosen[-1] if again else chance.choices(list(CHAINS), list(CHAINS.values()))[0])
-    return chosen
-
-
-def replay(specs: dict[str, ModelSpec], requests: Sequence[tuple[str, ...]], budget: int, rule: Rule) -> dict[str, Any]:
-    """Lease and compute every step of every request in turn; seconds, counters and the peak of resident memory."""
-    manager = ModelManager(specs, CPU, budget, choose=rule.choose)
-    used: dict[str, int] = {}
-    peak, square = 0, torch.randn(256, 256)
-    started = time.perf_counter()
-    for number, chain in enumerate(requests):
-        for position, step in enumerate(chain):
-            if rule.plans:
-                coming = chain[position:] + (requests[number + 1] if number + 1 < len(requests) else ())
-                manager.expect([key for later in coming for key in STEPS[later]])
-            _run_step(manager, STEPS[step], square)
-            used |= dict.fromkeys(STEPS[step], number)
-            peak = max(peak, psutil.Process().memory_info().rss)
-        if rule.most is not None:
-            for row in sorted(manager.status(), key=lambda row: -used[row.key])[rule.most :]:
-                manager.free(row.key)
-    wall = time.perf_counter() - started
-    manager.expect([])
-    metrics = manager.metrics
-    manager.free()
-    trim_heap(CPU)
-    return {
-        "rule": rule.name,
-        "wall_seconds": wall,
-        "reload_seconds": metrics.load_seconds,
-        "wait_seconds": metrics.wait_seconds,
-        "hit_rate": metrics.hit_rate,
-        "loads": metrics.loads + metrics.prefetches,
-        "peak_rss_mb": peak / 1e6,
-    }
-
-
-def _run_step(manager: ModelManager, keys: Sequence[str], square: torch.Tensor) -> None:
-    with ExitStack() as stack:
-        for key in keys:
-            stack.enter_context(manager.lease(key))
-        until = time.perf_counter() + COMPUTE_SECONDS
-        while time.perf_counter() < until:
-            square @ square
-
-
-def rules(specs: dict[str, ModelSpec], budget: int) -> list[Rule]:
-    sizes = sorted((spec.bytes for spec in specs.values()), reverse=True)
-    fit = max((n for n in range(1, len(sizes) + 1) if sum(sizes[:n]) <= budget), default=1)
-    largest = max(len(keys) for keys in STEPS.values())
-    return [
-        Rule("reload every time", value_cover, most=0),
-        Rule("LRU by count (rule of Ray)", least_recent, most=max(fit, largest)),
-        Rule("LRU by bytes", least_recent),
-        Rule("smallest first (rule of InvokeAI's VRAM tier)", smallest),
-        Rule("tightest subset (rule of diffusers' ComponentsManager)", tightest_subset),
-        Rule("value cover, ours without plans", value_cover),
-        Rule("value cover, ours with plans", value_cover, plans=True),
-    ]
+def replay_stand_ins(requests: int, repeat: float, seed: int, wanted: Sequence[str]) -> list[dict[str, Any]]:
+    trace = sheet_trace(requests, repeat, seed, seconds=1 / SCALE)
+    worker = Worker()
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        specs = stand_ins(Path(folder))
+        sizes = {key: spec.bytes for key, spec in specs.items()}
+        for name, budget in budgets(sizes, trace).items():
+            if name not in wanted:
+                continue
+            measured = []
+            for rule in rules(sizes, budget, trace):
+                row = {"budget": name, "budget_mb": budget / 1e6, "rule": rule.name}
+                measured.append(row | Replay(specs, {}, budget, rule, worker).run(trace))
+                print(measured[-1], flush=True)
+            rows += compared(measured)
+    return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("record", "replay", "stand-ins"), default="replay")
     parser.add_argument("--requests", type=int, default=300)
-    parser.add_argument("--repeat", type=float, default=0.3)
+    parser.add_argument("--repeat", type=float, default=0.3, help="the chance that a request is of the last one's kind")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--budgets", nargs="+", default=["all", "two thirds", "half", "largest set"])
-    arguments = parser.parse_args()
-    requests = trace(arguments.requests, arguments.repeat, arguments.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        specs = stand_ins(Path(folder))
-        everything = sum(spec.bytes for spec in specs.values())
-        largest = max(sum(specs[key].bytes for key in keys) for keys in STEPS.values())
-        sizes = {"all": everything, "two thirds": everything * 2 // 3, "half": everything // 2, "largest set": largest}
-        rows = []
-        for name in arguments.budgets:
-            budget = sizes[name]
-            measured = [replay(specs, requests, budget, rule) for rule in rules(specs, budget)]
-            lru = next(row["wall_seconds"] for row in measured if row["rule"] == "LRU by bytes")
-            for row in measured:
-                rows.append(
-                    {"budget": name, "budget_mb": budget / 1e6, **row, "wall_of_lru": row["wall_seconds"] / lru}
-                )
-                print(rows[-1], flush=True)
-    save("manager_trace", {"requests": len(requests), "repeat": arguments.repeat, "models": "stand-ins", "rows": rows})
+    parser.add_argument("--runs", type=int, default=3, help="really run of each kind of request when recording")
+    parser.add_argument("--real", type=int, default=30, help="of the first requests, which are really loaded")
+    parser.add_argument("--real-budgets", nargs="+", default=["two thirds", "half"])
+    parser.add_argument(
+        "--budgets", nargs="+", default=["all", "two thirds", "half", "largest set"], help="of stand-ins"
+    )
+    given = parser.parse_args()
+    if given.what == "record":
+        recorded = record(given.runs, given.requests, given.repeat, given.seed, lambda said: print(said, flush=True))
+        TRACE.write_text(json.dumps({"machine": machine(), "repeat": given.repeat, **recorded}) + "\n")
+        return
+    if given.what == "stand-ins":
+        rows = replay_stand_ins(given.requests, given.repeat, given.seed, given.budgets)
+        save("manager_trace", {"stand_ins": {"requests": given.requests, "repeat": given.repeat, "rows": rows}})
+    else:
+        recorded = json.loads(TRACE.read_text())
+        trace = [recorded["runs"][kind][run] for kind, run in recorded["requests"]]
+        specs = {key: spec for key, spec in catalog("lite").items() if key in recorded["bytes"]}
+        results = replay(trace, specs, recorded["precisions"], given.real, given.real_budgets)
+        save("manager_trace", {"requests": len(trace), "repeat": recorded["repeat"], **results})
+        rows = results["clock"]
+        checks = results["really_loaded"]["rows"]
+        print(table(list(checks[0]), [list(row.values()) for row in checks]), "\n")
     print(table(list(rows[0]), [list(row.values()) for row in rows]))
 
 

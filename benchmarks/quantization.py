@@ -1,12 +1,13 @@
-"""What each precision costs and saves, for every model of the lite profile and for all of them together.
+"""What each precision costs and saves, for every lite model in this repository, and for those of a picture together.
 
     python -m benchmarks.quantization [--quick]
 
 The precisions of a model take turns, so that whatever else the machine does hits all alike. Quality is the difference
 from float32 on equal inputs: the cosine of sentence embeddings for the text encoder, and the peak signal-to-noise ratio
 of pictures for the others: sampled by the pipeline with equal seeds and only this model changed (CrossFlow), or
-reconstructed (autoencoder). 100 dB stands for equal pictures. Writes ``benchmarks/results/quantization.json`` and
-prints its tables; ``--quick`` only shows that it runs.
+reconstructed (autoencoder). 100 dB stands for equal pictures. Of the models of the other pipelines only bytes and load
+seconds are measured. Writes ``benchmarks/results/quantization.json`` and prints its tables; ``--quick`` only shows that
+it runs.
 """
 
 from __future__ import annotations
@@ -172,6 +173,24 @@ def bytes_on_disk(model: Any, wanted: Precision) -> int:
         return sum(path.stat().st_size for path in (Path(folder) / "copy").iterdir())
 
 
+def weighed(key: str, wanted: Precision, model: Any, exact_bytes: int) -> dict[str, Any]:
+    return {
+        "model": key,
+        "precision": wanted,
+        "disk_bytes": bytes_on_disk(model, wanted),
+        "memory_bytes": bytes_of(model),
+        "memory_ratio": bytes_of(model) / exact_bytes,
+    }
+
+
+def weigh(key: str, spec: ModelSpec, size: Size) -> Iterator[dict[str, Any]]:
+    """Rows of a model whose forwards are not measured, a precision each."""
+    loads = turns({name: partial(load, spec, name) for name in PRECISIONS}, min(size.repeats, 5))
+    exact = bytes_of(load(spec, "float32"))
+    for name in PRECISIONS:
+        yield weighed(key, name, load(spec, name), exact) | {"load_seconds": loads[name]}
+
+
 def compare(key: str, held: Mapping[Precision, dict[str, Any]], specs: Mapping[str, ModelSpec], size: Size) -> Any:
     """Rows of one model, a precision each."""
     models = {name: by_key[key] for name, by_key in held.items()}
@@ -183,14 +202,7 @@ def compare(key: str, held: Mapping[Precision, dict[str, Any]], specs: Mapping[s
         for batch in BATCHES
     }
     for name, model in models.items():
-        row: dict[str, Any] = {
-            "model": key,
-            "precision": name,
-            "disk_bytes": bytes_on_disk(model, name),
-            "memory_bytes": bytes_of(model),
-            "memory_ratio": bytes_of(model) / bytes_of(exact[key]),
-            "load_seconds": loads[name],
-        }
+        row = weighed(key, name, model, bytes_of(exact[key])) | {"load_seconds": loads[name]}
         for batch, seconds in forwards.items():
             row[f"seconds_{batch}"] = seconds[name]
             row[f"time_ratio_{batch}"] = seconds[name] / seconds["float32"]
@@ -230,17 +242,19 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="measure next to nothing, and keep nothing")
     size = QUICK if parser.parse_args().quick else FULL
     specs, speeds = shipped(), measured_speeds(CPU)
-    held = {name: {key: load(spec, name) for key, spec in specs.items()} for name in PRECISIONS}
+    held = {name: {key: load(specs[key], name) for key in MODELS} for name in PRECISIONS}
     on_disk = {key: sum(file.stat().st_size for file in folder_of(spec).iterdir()) for key, spec in specs.items()}
     results: dict[str, Any] = {
         "size": asdict(size),
         "speeds": asdict(speeds),
         "auto": choose_precision(sum(spec.bytes for spec in specs.values()), 10**12, speeds),
         "shipped_bytes": on_disk,
-        "models": [row for key in specs for row in compare(key, held, specs, size)],
+        "models": [row for key in MODELS for row in compare(key, held, specs, size)],
         "policies": compare_policies(held, size),
+        "others": [row for key, spec in specs.items() if key not in MODELS for row in weigh(key, spec, size)],
     }
-    for rows in (*([row for row in results["models"] if row["model"] == key] for key in specs), results["policies"]):
+    of_models = [[row for row in results["models"] if row["model"] == key] for key in MODELS]
+    for rows in (*of_models, results["policies"], results["others"]):
         print(table(list(rows[0]), [list(row.values()) for row in rows]), "\n")
     if size is FULL:
         save("quantization", results)

@@ -42,9 +42,10 @@ class ModelStatus:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An idle model that could make room. ``value``: the seconds that its loss is expected to cost later.
+    """An idle model that could make room.
 
-    ``last_used``: seconds since the epoch.
+    ``value``: the reload seconds that its loss is expected to cost per lease to come; ``last_used``: seconds since the
+    epoch.
     """
 
     key: str

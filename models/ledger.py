@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 from weakref import ref
 
@@ -58,7 +59,7 @@ class Ledger:
         self.reserved = 0  # bytes that running work needs beside weights
         self.expected: tuple[str, ...] = ()  # keys that queued plans will lease, soonest first
         self.reuse = Reuse()
-        self.seconds: dict[tuple[str, str], float] = {}  # a load's, by key and the tier that it started from
+        self.seconds: dict[tuple[str, str], float] = {}  # a reload's, by key and the tier that it started from
         self.sizes: dict[tuple[str, Precision], int] = {}  # measured, by key and precision
         self.failed_ahead: set[str] = set()  # not to be tried again before somebody wants them
         self.metrics = Metrics()
@@ -143,8 +144,11 @@ class Ledger:
             self.decide("made room", operation, self._evict(short, "room for work"), need=need)
         return need
 
-    def make_room(self, key: str, need: int) -> Evicted:
-        """Evict idle models until ``need`` bytes fit; none at all if they cannot: then it raises :class:`UserError`."""
+    def make_room(self, key: str, need: int, soon: Sequence[int] = ()) -> Evicted:
+        """Evict idle models until ``need`` bytes fit; none at all if they cannot: then it raises :class:`UserError`.
+
+        ``soon``: bytes of the models that come after it, next one first, which the choice has in view.
+        """
         self.forget_dead_holders()
         if self.in_use + need > self.budget_bytes:
             self.decide("refused", key, need=need)
@@ -153,13 +157,13 @@ class Ledger:
         awaited = sum(item.bytes for item in self.candidates() if item.key in self.expected)
         reserved = max(0, min(self.reserved, self.budget_bytes - self.in_use - need - awaited))
         short = self.used + reserved + need - self.budget_bytes
-        return self._evict(short, "room for a model") if short > 0 else NOTHING
+        return self._evict(short, "room for a model", soon) if short > 0 else NOTHING
 
-    def settle(self, resident: Resident, measured: int) -> Evicted:
-        """Replace what was expected of a model in the accounts by what it takes."""
+    def settle(self, resident: Resident, measured: int, soon: Sequence[int] = ()) -> Evicted:
+        """Replace what was expected of a model in the accounts by what it takes; ``soon`` as in :meth:`make_room`."""
         expected, resident.bytes = resident.bytes, 0
         try:
-            evicted = self.make_room(resident.key, measured)
+            evicted = self.make_room(resident.key, measured, soon)
         except UserError:
             resident.bytes = expected
             raise
@@ -189,10 +193,14 @@ class Ledger:
         dropped, self._dropped = self._dropped, []
         return dropped
 
-    def _evict(self, short: int, reason: str) -> Evicted:
+    def _evict(self, short: int, reason: str, soon: Sequence[int] = ()) -> Evicted:
         """Give up idle models for ``short`` bytes: to the host's memory, which gives up what is worth least there."""
         candidates = self.candidates()
-        gone = [self._by_key[item.key] for item in self._choose(candidates, short, self.expected)]
+        # One large model may go for all that comes, where several small ones would go for one after another.
+        room = sum(item.bytes for item in candidates if item.key not in self.expected)
+        together = max((total for total in accumulate(soon, initial=short) if total <= room), default=short)
+        going = self._choose(self._choose(candidates, together, self.expected), short, self.expected)
+        gone = [self._by_key[item.key] for item in going]
         for resident in gone:
             resident.on_device = False
         lost = self._too_much_for_the_host()
@@ -226,8 +234,8 @@ class Ledger:
         """Under the name by which a plan expects it, if one does. ``origin``: the tier that it would come back from."""
         name = next((key for key in resident.keys if key in self.expected), resident.key)
         seconds = expected_reload_seconds(resident.bytes, self.seconds.get((resident.key, origin)))
-        chance = max(self.reuse.chance(key) for key in resident.keys)
-        return Candidate(name, size, seconds * chance, resident.last_used)
+        rate = max(self.reuse.rate(key) for key in resident.keys)
+        return Candidate(name, size, seconds * rate, resident.last_used)
 
     def decide(
         self, kind: Kind, key: str, evicted: Evicted = NOTHING, *, need: int = 0, seconds: float = 0.0, note: str = ""

@@ -7,6 +7,7 @@ are called with the lock held; what runs in the thread takes it for itself.
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -46,6 +47,10 @@ def compute_alone() -> None:
     threadpool_limits(limits=1, user_api="openmp")
 
 
+def _builds_the_same(one: ModelSpec, other: ModelSpec) -> bool:
+    return (one.source, one.load) == (other.source, other.load)
+
+
 class Loader:
     """Loads for the ledger that it makes. ``changed`` is notified when a load moves on or ends."""
 
@@ -74,7 +79,7 @@ class Loader:
             self.ledger.drop([resident], "lower precision")
             resident = None
         if resident is None:
-            same = (r for r in self.ledger.residents() if (r.spec.source, r.spec.load) == (spec.source, spec.load))
+            same = (r for r in self.ledger.residents() if _builds_the_same(r.spec, spec))
             resident = next((r for r in same if r.precision == precision), None)
             if resident is not None:
                 self.ledger.name(resident, spec.key)
@@ -82,7 +87,7 @@ class Loader:
 
     def start(self, spec: ModelSpec, *, ahead: bool) -> Resident:
         """Make room and begin to load. Raises :class:`UserError` if there is no room to be had."""
-        evicted = self.ledger.make_room(spec.key, self._size(spec.key))
+        evicted = self.ledger.make_room(spec.key, self._size(spec.key), self._coming(spec))
         resident = Resident(spec, self.precisions[spec.key], self._size(spec.key), ahead=ahead)
         self.ledger.enter(resident)
         self._thread.submit(self._load, resident, evicted)
@@ -93,7 +98,7 @@ class Loader:
         there = resident.model
         resident.return_to_device()  # first, so that it leaves the host's room to what goes for it
         try:
-            evicted = self.ledger.settle(resident, resident.bytes)
+            evicted = self.ledger.settle(resident, resident.bytes, self._coming(resident.spec))
         except UserError:
             resident.on_device, resident.model = False, there
             raise
@@ -120,6 +125,16 @@ class Loader:
             dropped = self.ledger.take_dropped()
         trim_heap(self.device, dropped)
 
+    def _coming(self, after: ModelSpec) -> list[int]:
+        """Bytes of the expected models that are still to be brought in ``after`` this one, soonest first."""
+        coming = [after]
+        for spec in (self.specs[key] for key in self.ledger.expected):
+            resident = self.find(spec)
+            away = resident is None or not resident.on_device
+            if away and not any(_builds_the_same(spec, other) for other in coming):
+                coming.append(spec)
+        return [self._size(spec.key) for spec in coming[1:]]
+
     def _size(self, key: str) -> int:
         """Bytes that the model took when it was last loaded, else about what it will take."""
         precision = self.precisions[key]
@@ -136,6 +151,7 @@ class Loader:
             self._raise_if_unwanted(resident)
             require_licence(resident.spec)
             files = resident.spec.source.resolve(partial(self._report, resident))
+            resolved, modules = time.perf_counter(), len(sys.modules)
             self._hand_over_to_equal(resident, files.checksum)
             self._report(resident, 1.0, f"Loading {resident.key}")
             model = self._built(resident, files)
@@ -145,7 +161,10 @@ class Loader:
                 evicted = Evicted(
                     evicted.candidates or more.candidates, evicted.chosen + more.chosen, evicted.bytes + more.bytes
                 )
-                self._arrived(resident, model, "disk", time.perf_counter() - started, evicted)
+                ended = time.perf_counter()
+                if len(sys.modules) == modules:  # else it waited for imports, which the next load need not
+                    self.ledger.seconds[resident.key, "disk"] = ended - resolved
+                self._arrived(resident, model, ended - started, evicted)
         except BaseException as error:
             left_pieces = model is not None or not isinstance(error, Superseded)
             # This frame and those of the failed load would hold its weights for as long as somebody holds the error.
@@ -229,7 +248,8 @@ class Loader:
             move(model, self.device)
             with self._changed:
                 resident.pinned_bytes = 0
-                self._arrived(resident, model, "host", time.perf_counter() - started, evicted)
+                seconds = self.ledger.seconds[resident.key, "host"] = time.perf_counter() - started
+                self._arrived(resident, model, seconds, evicted)
         except BaseException as error:
             with self._changed:
                 self.ledger.metrics.failures += 1
@@ -238,9 +258,9 @@ class Loader:
         with self._changed:
             self.load_ahead()
 
-    def _arrived(self, resident: Resident, model: object, origin: str, seconds: float, evicted: Evicted) -> None:
+    def _arrived(self, resident: Resident, model: object, seconds: float, evicted: Evicted) -> None:
         metrics = self.ledger.metrics
-        resident.seconds_to_load = self.ledger.seconds[resident.key, origin] = seconds
+        resident.seconds_to_load = seconds
         metrics.loads += not resident.ahead
         metrics.prefetches += resident.ahead
         metrics.load_seconds += seconds

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from itertools import combinations
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from models.accounts import Candidate
-from models.eviction import HALF_LIFE, Reuse, value_cover
+from models.eviction import LEASES_PER_REQUEST, Reuse, value_cover
 
 
 def names(chosen: list[Candidate]) -> set[str]:
@@ -80,8 +81,27 @@ def test_the_greedy_choice_is_never_far_from_the_best(items: list[Candidate], ne
 def test_an_old_use_counts_for_less_and_several_count_for_more() -> None:
     reuse = Reuse()
     reuse.note("old")
-    for _ in range(HALF_LIFE):
+    for _ in range(LEASES_PER_REQUEST):
         reuse.note("other")
     reuse.note("new")
-    assert reuse.chance("never") == 0
-    assert reuse.chance("old") < reuse.chance("new") < reuse.chance("other") <= 1
+    assert reuse.rate("never") == 0
+    assert reuse.rate("old") < reuse.rate("new") < reuse.rate("other") <= 1
+
+
+def test_what_is_asked_for_twice_as_often_counts_twice() -> None:
+    reuse = Reuse()
+    for _ in range(500):
+        for key in ("often", "seldom", "often"):
+            reuse.note(key)
+    assert reuse.rate("often") == pytest.approx(2 * reuse.rate("seldom"), rel=0.1)
+    assert reuse.rate("often") + reuse.rate("seldom") == pytest.approx(1, rel=0.1)
+
+
+def test_a_habit_outlives_one_odd_request() -> None:
+    reuse = Reuse()
+    for _ in range(5 * LEASES_PER_REQUEST):
+        reuse.note("habit")
+        reuse.note("other")
+    for _ in range(LEASES_PER_REQUEST // 2):
+        reuse.note("odd")
+    assert reuse.rate("habit") > reuse.rate("odd") > 0

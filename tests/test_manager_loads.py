@@ -5,9 +5,11 @@ from __future__ import annotations
 import gc
 import random
 import threading
+import time
 import weakref
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import psutil
@@ -180,6 +182,27 @@ def test_a_lower_precision_is_only_taken_where_the_settings_leave_the_choice(tmp
         sizes.append(free.used_bytes)
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) >= 3
     assert free.record("a").precision == "nf4"
+
+
+def test_what_a_first_load_imported_does_not_make_a_model_dear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "slow_to_import.py").write_text("import time\ntime.sleep(0.6)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def load(_: Path) -> Weights:
+        import_module("slow_to_import")
+        return Weights(1)
+
+    def load_slowly(_: Path) -> Weights:
+        time.sleep(0.4)
+        return Weights(1)
+
+    specs = [spec_of("slow", tmp_path, load=load_slowly), spec_of("importer", tmp_path, load=load)]
+    manager = manager_of(2, *specs, spec_of("new", tmp_path))
+    use(manager, "new")  # brings in what every load needs
+    manager.free()
+    use(manager, "slow", "importer", "new")
+    assert resident(manager) == ["new", "slow"]
+    assert max(decision.seconds for decision in manager.decisions()) > 0.6, "what is told is what it took"
 
 
 def test_threads_that_lease_at_random_under_a_tight_budget_keep_the_accounts_exact(tmp_path: Path) -> None:
