@@ -1,6 +1,6 @@
 """How well the lite brain decoder tells what simulated brains (``sim-v1``) were shown, beside what it could and should.
 
-    python -m benchmarks.fmri --data FOLDER [--parts subjects "new subject" names pictures]
+    python -m benchmarks.fmri --data FOLDER [--parts subjects "new subject" names maps pictures]
 
 All on held-out pictures of concepts that neither decoder nor subjects met in training, from one trial and from the mean
 of three. Decoding partly inverts our own forward model: no figure can be compared with those of measured brains.
@@ -9,6 +9,9 @@ of three. Decoding partly inverts our own forward model: no figure can be compar
 - ``new subject``: an adapter to the frozen core, the same with its pictures shuffled, a decoder from scratch and ridge,
   by how many trials they are fitted on.
 - ``names``: whether the right one of all concepts is the nearest, or among five, by words and by pictures.
+- ``maps``: NeuroPictor's way beside STTM's. One decoder reads maps of all subjects' cortex, one more is refined for a
+  subject and one for the new one, ridge regression reads the same maps, the shipped decoder has an adapter for each.
+  Ridge of four thousand pixels takes minutes, so this is left out unless asked for.
 - ``pictures``: painted from what was decoded, from what is true (the ceiling) and from other scans; about a second each
   and so left out unless asked for. Two-way identification is by the features of the evaluator, a network of our own
   that the simulator does not know.
@@ -35,6 +38,7 @@ from app.studio import build_manager
 from benchmarks.report import save, table
 from models.nets.brain_decoder import BrainDecoder, Decoded, load_brain_decoder
 from models.nets.brain_measures import chance
+from models.nets.map_decoder import MapDecoder, load_map_decoder
 from pipelines.base import Runtime
 from pipelines.crossflow.sampling import Painter
 from pipelines.fmri.pipeline import FMRIParams, Reading, look_of, painted
@@ -50,15 +54,18 @@ from training.brain_decoder import (
     few_trials,
     other_rows,
     record,
+    score,
     world_of,
 )
 from training.evaluator import Evaluator, load_evaluator
 from training.images import to_tensor
+from training.neuropictor import REFINING_STEPS, compare_routes, read_flat, refine, ridge_on_maps
 from training.pictures import Pictures, data_folder, load_pictures, verify_checksums
 
 WEIGHTS = Path("assets/weights/brain-decoder-lite")
+OF_MAPS = Path("assets/weights/neuropictor-lite")
 BY_DEFAULT = ("subjects", "new subject", "names")
-PARTS = (*BY_DEFAULT, "pictures")
+PARTS = (*BY_DEFAULT, "maps", "pictures")
 PAINTED = 60  # of the test pictures
 FIRST = 5  # concepts that are named
 Rows = list[dict[str, Any]]
@@ -70,15 +77,20 @@ Rows = list[dict[str, Any]]
 def subjects(world: World, recordings: Sequence[Recording], decoder: BrainDecoder) -> Rows:
     """A row for each subject and way, then the means over the subjects, and what guesses would have."""
     found = compare(world, recordings, decoder)
-    ways = [way for way in next(iter(found.values())) if way != "voxels"]
-    rows: Rows = [{"subject": name, "way": way, **found[name][way]} for name in found for way in ways]
-    for way in ways:
-        keys = next(iter(found.values()))[way]
-        rows.append(
-            {"subject": "mean", "way": way, **{k: float(np.mean([found[n][way][k] for n in found])) for k in keys}}
-        )
-    guess = chance(len(world.held_out["test"]))
-    by_chance = {f"{key}_of_{count}": value for count in REPEATS for key, value in guess.items()}
+    scores = {name: {way: row for way, row in ways.items() if way != "voxels"} for name, ways in found.items()}
+    return with_means_and_chance(scores, list(scores), len(world.held_out["test"]))
+
+
+def with_means_and_chance(
+    found: Mapping[str, Mapping[str, Mapping[str, float]]], averaged: Sequence[str], count: int
+) -> Rows:
+    """``found``: by subject and way. Means over the subjects ``averaged`` of those ways that all of them have; chance
+    among ``count`` pictures."""
+    rows: Rows = [{"subject": name, "way": way, **row} for name, ways in found.items() for way, row in ways.items()]
+    for way in found[averaged[0]]:
+        if all(way in found[name] for name in averaged):
+            rows.append({"subject": "mean", "way": way} | _mean([found[name][way] for name in averaged]))
+    by_chance = {f"{key}_of_{repeats}": value for repeats in REPEATS for key, value in chance(count).items()}
     return [*rows, {"subject": "all", "way": "chance", **by_chance}]
 
 
@@ -97,6 +109,20 @@ def new_subject(world: World, recording: Recording, decoder: BrainDecoder, count
         way, count = name.rsplit(", ", 1)
         rows.append({"trials": int(count), "way": way, **row})
     return rows
+
+
+# ----------------------------------------------------------------------------------------------------------------- maps
+
+
+def maps(world: World, adapters: BrainDecoder, decoder: MapDecoder, steps: int) -> Rows:
+    """All subjects, the new one last; means over those that both decoders have met. ``steps``: of refining."""
+    known, new = [record(world, name) for name in SUBJECTS], record(world, NEW_SUBJECT)
+    refined = {one.subject.name: refine(decoder, world, one, steps) for one in (known[0], new)}
+    found = compare_routes(world, [*known, new], adapters, decoder, refined)
+    ridge = ridge_on_maps(world, known)
+    for recording in (*known, new):
+        found[recording.subject.name]["maps, ridge"] = score(world, recording, read_flat(ridge, recording))
+    return with_means_and_chance(found, list(SUBJECTS), len(world.held_out["test"]))
 
 
 # ---------------------------------------------------------------------------------------------------------------- names
@@ -203,6 +229,8 @@ def likeness(made: np.ndarray, true: np.ndarray, judge: Evaluator) -> dict[str, 
 def measured(part: str, world: World, pictures: Pictures, decoder: BrainDecoder) -> dict[str, Rows]:
     if part == "new subject":
         return {part: new_subject(world, record(world, NEW_SUBJECT), decoder, FEW_TRIALS)}
+    if part == "maps":
+        return {part: maps(world, decoder, load_map_decoder(OF_MAPS), REFINING_STEPS)}
     test = world.held_out["test"]
     recordings = [record(world, name) for name in SUBJECTS]
     if part == "subjects":

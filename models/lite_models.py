@@ -35,6 +35,7 @@ def lite_models() -> list[ModelSpec]:
         spec("shape-autoencoder", "models.nets.shape_autoencoder", "load_shape_autoencoder"),
         spec("view-diffusion", "models.nets.view_diffusion", "load_view_diffusion"),
         spec("brain-decoder", "models.nets.brain_decoder", "load_brain_decoder"),
+        spec("neuropictor", "models.nets.map_decoder", "load_map_decoder"),
         spec("category-decoder", "models.nets.category_decoder", "load_category_decoder"),
         small_language_model("language-model", "lite"),
     ]

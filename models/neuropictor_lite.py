@@ -1,8 +1,9 @@
-"""NeuroPictor in small, as the pipeline uses it: a decoder of maps behind the lite CrossFlow.
+"""NeuroPictor in small, as the pipeline uses it: a decoder of maps before the lite profile's CrossFlow.
 
 It does what the published one (:class:`models.neuropictor.NeuroPictor`) does, by what the lite profile has. What is
 seen, by the map, becomes the name of the nearest concept, which CrossFlow flows from; where, moves that source towards
-the decoded look, and this is the control: at scale 1 half of the way, at 2 all of it.
+the decoded look, and this is the control: at scale 1 half of the way, at 2 all of it. Only the decoder is its own; all
+else are models that other pipelines lease too.
 
 Shapes: B pictures, latents (C, s, s).
 """
@@ -10,53 +11,43 @@ Shapes: B pictures, latents (C, s, s).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from models.autoencoder import ImageAutoencoder, load_autoencoder
-from models.errors import UserError
 from models.nets import flow_matching as fm
-from models.nets.brain_decoder import BrainDecoder, load_brain_decoder
-from models.nets.crossflow import FAINT, CrossFlow, load_crossflow
-from models.nets.map_decoder import MapDecoder, load_map_decoder
-from models.sources import Bundled
-from models.text_encoder import TextEncoder, load_text_encoder
+from models.nets.crossflow import FAINT
+
+if TYPE_CHECKING:
+    from models.autoencoder import ImageAutoencoder
+    from models.nets.brain_decoder import BrainDecoder
+    from models.nets.crossflow import CrossFlow
+    from models.nets.map_decoder import MapDecoder
+    from models.text_encoder import TextEncoder
 
 MOST_CONTROL = 2.0  # the scale at which the decoded look is all that the picture starts from
-# What it is made of, its own weights first.
-PARTS = tuple(
-    Bundled(name)
-    for name in ("neuropictor-lite", "brain-decoder-lite", "text-encoder-lite", "crossflow-lite", "autoencoder-lite")
-)
 
 
-class SmallNeuroPictor(nn.Module):
-    """``names``: the decoder of voxels, which knows what its vectors, the same as those of maps, are called.
+@dataclass(frozen=True)
+class SmallNeuroPictor:
+    """Of models by their keys in :attr:`models`. ``names``: the decoder of voxels, which knows what its vectors, the
+    same as those of maps, are called.
 
     It was trained on simulated brains; by a ``guidance_scale`` of 1.5 the lite CrossFlow paints best.
     """
 
+    models: ClassVar[tuple[str, ...]] = ("neuropictor", "brain-decoder", "text-encoder", "crossflow", "autoencoder")
     learnt_from: ClassVar[Literal["measured", "simulated"]] = "simulated"
     guidance_scale: ClassVar[float] = 1.5
 
-    def __init__(
-        self,
-        decoder: MapDecoder,
-        names: BrainDecoder,
-        encoder: TextEncoder,
-        flow: CrossFlow,
-        autoencoder: ImageAutoencoder,
-    ) -> None:
-        super().__init__()
-        self.decoder = decoder
-        self.names = names
-        self.encoder = encoder
-        self.flow = flow
-        self.autoencoder = autoencoder
+    decoder: MapDecoder
+    names: BrainDecoder
+    encoder: TextEncoder
+    flow: CrossFlow
+    autoencoder: ImageAutoencoder
 
     @torch.no_grad()
     def denoise(
@@ -82,17 +73,3 @@ class SmallNeuroPictor(nn.Module):
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (B, C, s, s) -> pictures (B, 3, H, W) in [-1, 1]."""
         return self.autoencoder.decode(latents)
-
-
-def load_small_neuropictor(folder: Path) -> SmallNeuroPictor:
-    """The decoder of maps in ``folder``, with the other :data:`PARTS` of this repository; float32 on the CPU.
-
-    Raises :class:`UserError` if the folder holds something else.
-    """
-    names, words, flow, pictures = (part.path for part in PARTS[1:])
-    named = load_brain_decoder(names)
-    if not named.sentences:
-        raise UserError(f"'{names.name}' has no names for what is decoded.", "Run training.brain_concepts.")
-    return SmallNeuroPictor(
-        load_map_decoder(folder), named, load_text_encoder(words), load_crossflow(flow), load_autoencoder(pictures)
-    ).eval()

@@ -243,11 +243,13 @@ def installed_registry(profile: Literal["lite", "full"] = "lite") -> Registry:
     from pipelines.edits import EDITS
     from pipelines.fmri.pipeline import FMRI
     from pipelines.neuropictor.pipeline import NeuroPictorPipeline
+    from pipelines.neuropictor.small import SmallNeuroPictorPipeline
     from pipelines.shap_e.pipeline import ShapE
     from pipelines.v2a_mapper.pipeline import V2AMapper
     from pipelines.xbind.pipeline import XBind
 
     third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
-    shapes, maps = ([], []) if profile == "lite" else ([ShapE()], [NeuroPictorPipeline()])
-    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), CLIPSonic(), *shapes, XBind(), Describe(), FMRI(), *maps]
+    shapes = [] if profile == "lite" else [ShapE()]
+    maps = SmallNeuroPictorPipeline() if profile == "lite" else NeuroPictorPipeline()
+    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), CLIPSonic(), *shapes, XBind(), Describe(), FMRI(), maps]
     return Registry([*built_in, *third_party, *(edit() for edit in EDITS)])

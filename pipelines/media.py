@@ -256,7 +256,8 @@ class Mesh(Artifact):
 class BrainScan(Artifact):
     """``values``: float32, 1 to 4 axes (voxels, trials and voxels, or X Y Z and trials); ``space``: what they index;
     ``subject``: whose; ``units``: "percent signal change", the same "x 300", "z-scored" or "unknown"; ``origin``:
-    "simulated", "measured" or "uploaded", which says neither.
+    "simulated", "measured" or "uploaded", which says neither; ``affine`` (4, 4) float64: from a volume's voxels to
+    millimetres to the right, to the front and up, where its file says.
 
     All formats are lossless; a NIfTI file holds at most 32767 values along an axis. Loading a scan of another program
     gives ``"unknown"`` for what its file does not say, and the numbers as they are stored. It also reads NumPy arrays,
@@ -272,21 +273,25 @@ class BrainScan(Artifact):
     subject: str
     units: str = UNKNOWN
     origin: str = UPLOADED
+    affine: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         set_array(self, "values", np.float32, (None,) * max(1, min(4, np.ndim(self.values))))
+        if self.affine is not None:
+            set_array(self, "affine", np.float64, (4, 4))
 
     def content_hash(self) -> str:
-        return digest(self.medium, self.values, self.space, self.subject, self.units, self.origin)
+        affine = () if self.affine is None else (self.affine,)  # a scan without one keeps the hash that it had
+        return digest(self.medium, self.values, self.space, self.subject, self.units, self.origin, *affine)
 
     def encode(self, suffix: str) -> bytes:
         said = {name: getattr(self, name) for name in ("space", "subject", "units", "origin")}
-        return encode_scan(self.values, said | {"provenance": self.note()}, suffix)
+        return encode_scan(self.values, said | {"provenance": self.note()}, suffix, self.affine)
 
     @classmethod
     def decode(cls, data: bytes, suffix: str) -> Self:
-        values, space, subject, units, origin, note = decode_scan(data)
-        return cls(values, space, subject, units, origin, provenance=provenance_of(note))
+        values, space, subject, units, origin, note, affine = decode_scan(data)
+        return cls(values, space, subject, units, origin, affine, provenance=provenance_of(note))
 
 
 MEDIA: tuple[type[Artifact], ...] = (Text, Image, Audio, Video, Mesh, BrainScan)

@@ -19,7 +19,7 @@ from tests.weight_folders import weights_in
 
 def test_both_profiles_have_the_same_models_and_pinned_places() -> None:
     lite, full = catalog("lite"), catalog("full")
-    assert list(lite) == [key for key in full if key not in {"shap-e-words", "shap-e-pictures", "neuropictor"}]
+    assert list(lite) == [key for key in full if key not in {"shap-e-words", "shap-e-pictures"}]
     for key in lite:
         assert lite[key].key == full[key].key == key
         assert isinstance(lite[key].source, Bundled) or key in ("language-model", "request-reader")

@@ -15,8 +15,9 @@ from torch.nn import functional as F
 from benchmarks import fmri, report
 from models.nets import brain_fitting
 from models.nets.brain_decoder import BrainDecoder
+from models.nets.map_decoder import MapDecoderConfig
 from tests.tiny_brains import TEST, tiny_world
-from training import brain_decoder, brain_simulator, loop
+from training import brain_decoder, brain_simulator, loop, neuropictor
 from training.brain_concepts import mapped, mean_vectors
 from training.brain_decoder import World, record, train_decoder
 from training.evaluator import Evaluator
@@ -82,6 +83,26 @@ def test_every_default_part_is_written_and_its_controls_are_at_chance(
     assert named["pictures", "3 trials"]["top5"] > 1.3 * 5 / KINDS
     printed = capsys.readouterr().out
     assert all(part in printed for part in ("subjects\n|", "new subject\n|", "names\n|"))
+
+
+def test_maps_are_measured_beside_adapters_and_ridge(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "STATE", tmp_path)
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(brain_decoder, "TRAINING_IMAGES", 200)
+    for name, value in {"SUBJECTS": ("S1", "S2"), "NEW_SUBJECT": "S3"}.items():
+        monkeypatch.setattr(fmri, name, value)
+    adapters = brain_decoder.untrained([record(world, name) for name in ("S1", "S2")], world).eval()
+    config = MapDecoderConfig(width=32, blocks=1, heads=2, dropout=0.0)
+    found = fmri.maps(world, adapters, neuropictor.untrained(world, config).eval(), 2)
+    rows = {(row["subject"], row["way"]): row for row in found}
+    ways = {"maps", "maps, refined", "adapter", "maps, shuffled", "maps, ridge"}
+    assert {way for name, way in rows if name == "S1"} == ways
+    assert {way for name, way in rows if name == "S3"} == ways - {"adapter"}
+    assert {way for name, way in rows if name == "mean"} == ways - {"maps, refined"}
+    assert rows["mean", "maps, ridge"]["two_way_of_3"] > 0.65 and rows["all", "chance"]["two_way_of_3"] == 0.5
+    assert rows["S1", "maps"] != rows["S1", "maps, refined"]
 
 
 def test_likeness_of_known_pictures() -> None:

@@ -3,10 +3,10 @@
     python -m training.neuropictor --data FOLDER
 
 The same brains, trials, pictures, targets and losses as ``training.brain_decoder`` has, but painted on one map of the
-cortex (``training.brain_maps``), and read without a layer for each subject. As in the paper (arXiv 2403.18211), first
-one network is trained for seven subjects together, its second semantic branch silent; that is what is kept. Then copies
-of it are refined, branch and all, for one subject each, and for the eighth one, whom it has never met. Those are only
-measured, beside the shipped ``brain-decoder-lite``, which has an adapter for each subject: maps against adapters.
+cortex (``pipelines.neuropictor.maps``), and read without a layer for each subject. As in the paper (arXiv 2403.18211),
+first one network is trained for seven subjects together, its second semantic branch silent; that is what is kept. Then
+copies of it are refined, branch and all, for one subject each, and for the eighth one, whom it has never met. Those are
+only measured, beside the shipped ``brain-decoder-lite``, which has an adapter for each subject: maps against adapters.
 Needs ``picture-text-lite``, ``autoencoder-lite`` and ``brain-decoder-lite``.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,7 +25,9 @@ from torch import Tensor
 
 from models.nets.brain_decoder import BrainDecoder, Decoded, load_brain_decoder
 from models.nets.brain_fitting import Pairs, contrastive_loss, mix, regression_loss, soft_shares
+from models.nets.brain_measures import Ridge
 from models.nets.map_decoder import MapDecoder, MapDecoderConfig
+from pipelines.neuropictor.maps import painted, pixels_of
 from training.brain_decoder import (
     MIXED,
     NEW_SUBJECT,
@@ -39,11 +42,11 @@ from training.brain_decoder import (
     batches,
     decoding,
     load_world,
+    other_rows,
     record,
     score,
     write_rows,
 )
-from training.brain_maps import painted, pixels_of
 from training.loop import Metrics, Schedule, optimizer_groups, train
 from training.pictures import data_folder
 from training.publish import write_sums
@@ -64,7 +67,7 @@ def untrained(world: World, config: MapDecoderConfig | None = None) -> MapDecode
 
 def read_maps(decoder: MapDecoder, recording: Recording) -> Decode:
     """What :func:`~training.brain_decoder.score` asks: from the subject's voxels, here by way of the map."""
-    shown = torch.from_numpy(pixels_of(recording.subject))
+    shown = torch.from_numpy(pixels_of(recording.subject.name))
 
     def decode(values: Tensor) -> Decoded:
         return decoder.decode(painted(values, shown))
@@ -97,7 +100,7 @@ def fit(
 ) -> MapDecoder:
     """Train ``decoder`` on the recordings; its state goes to ``training/state/NAME``."""
     pairs = [recording.pairs(world) for recording in recordings]
-    shown = [torch.from_numpy(pixels_of(recording.subject)) for recording in recordings]
+    shown = [torch.from_numpy(pixels_of(recording.subject.name)) for recording in recordings]
 
     def evaluate(_: int) -> Metrics:
         found = [score(world, one, read_maps(decoder, one), "validation") for one in recordings]
@@ -143,8 +146,9 @@ def compare_routes(
     refined: Mapping[str, MapDecoder],
 ) -> dict[str, dict[str, Row]]:
     """By subject, on the test pictures: by maps, by maps ``refined`` for that subject, and by its adapter, where there
-    are such."""
+    are such; and by maps of other pictures than those that are looked for ("maps, shuffled")."""
     rows: dict[str, dict[str, Row]] = {}
+    others = other_rows(len(world.held_out["test"]))
     for recording in recordings:
         name = recording.subject.name
         ways = {"maps": read_maps(maps, recording)}
@@ -153,7 +157,27 @@ def compare_routes(
         if name in adapters.subjects:
             ways["adapter"] = decoding(adapters, recording)
         rows[name] = {way: score(world, recording, decode) for way, decode in ways.items()}
+        swapped = {count: values[others] for count, values in recording.held_out["test"].items()}
+        mismatched = replace(recording, held_out={"test": swapped})
+        rows[name]["maps, shuffled"] = score(world, mismatched, read_maps(maps, mismatched))
     return rows
+
+
+def read_flat(ridge: Ridge, recording: Recording) -> Decode:
+    """The same for what :func:`ridge_on_maps` gives."""
+    shown = torch.from_numpy(pixels_of(recording.subject.name))
+    return lambda values: ridge.decode(painted(values, shown).flatten(1))
+
+
+def ridge_on_maps(world: World, recordings: Sequence[Recording]) -> Ridge:
+    """What a straight line makes of the maps of all these subjects together, (B, 4096) each."""
+    parts = [recording.pairs(world) for recording in recordings]
+    maps = [
+        painted(pairs.values, torch.from_numpy(pixels_of(recording.subject.name))).flatten(1)
+        for pairs, recording in zip(parts, recordings, strict=True)
+    ]
+    pairs = Pairs(torch.cat(maps), *(torch.cat(same) for same in zip(*(part[1:] for part in parts), strict=True)))
+    return Ridge(pairs, torch.from_numpy(np.concatenate([recording.image_ids for recording in recordings])))
 
 
 def main() -> None:

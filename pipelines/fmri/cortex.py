@@ -2,7 +2,9 @@
 
 - A simulated brain: a flat map of its visual cortex, each voxel a cell (:mod:`pipelines.fmri.flat_map`).
 - The measured one (Haxby et al. 2001): its slice.
-- A map of the cortex, or a volume: itself, and slices of it.
+- Numbers on all vertices of fsaverage5, 6 or 7, or a volume that is of MNI space by its size: the inflated surface
+  (:mod:`pipelines.fmri.inflated`).
+- A map of the cortex, or another volume: itself, and slices of it.
 - Any other: of its values how many are how large. Where they belong, nothing here knows.
 
 Values are drawn as they are, the mean over the chosen trials; nothing is smoothed.
@@ -22,7 +24,7 @@ from scipy.spatial import cKDTree
 from models.errors import UserError
 from models.nets.category_decoder import SUBJECT as MEASURED_SUBJECT
 from pipelines.base import EXAMPLES
-from pipelines.fmri import flat_map
+from pipelines.fmri import flat_map, inflated
 from pipelines.fmri.canvas import FAINT, HEADING, INK, LABEL, MARGIN, PAPER, WIDTH, Sheet, colours, limit_of, signed
 from pipelines.fmri.trials import AS_SAID, check_trial, units_of, whose
 from pipelines.formats.scans.checks import SCALE
@@ -67,8 +69,13 @@ def draw_scan(
         return _flat(shown, *places, without, scan.origin == SIMULATED)
     if without != NOTHING:
         raise unknown_regions(subject)
+    if sides := inflated.on_surface(scan.space, values):
+        return _inflated(shown, sides, f"Average inflated cortex (fsaverage5), from {scan.space}")
     if values.shape == MAP_SHAPE:
         return _slices(shown, values, "A map of the cortex, as it is stored")
+    if values.ndim == 3 and scan.affine is not None and inflated.is_mni(values.shape, scan.affine):
+        sides = inflated.from_volume(values, scan.affine)
+        return _inflated(shown, sides, "Average inflated cortex; assumes the volume is in MNI space")
     if values.ndim == 3:
         return _slices(shown, np.moveaxis(values, 2, 0), "Slices along the third axis, as they are stored")
     if subject == MEASURED_SUBJECT and values.size == measured_slice().mask.sum():
@@ -226,6 +233,18 @@ def _measured(shown: _Shown) -> Drawing:
         sheet.write((left + wide / 2, top - 20), words, LABEL, FAINT, "ms")
         sheet.write((left, top + high + 44), "left", LABEL, FAINT, "ls")
         sheet.write((left + wide, top + high + 44), "right", LABEL, FAINT, "rs")
+    sheet.scale(limit, shown.units)
+    return shown.drawn(sheet, note, limit)
+
+
+# --------------------------------------------------------------------------------------------------------- surfaces
+
+
+def _inflated(shown: _Shown, sides: tuple[np.ndarray, np.ndarray], note: str) -> Drawing:
+    """``sides``: numbers on fsaverage5."""
+    limit = limit_of(np.concatenate(sides))
+    sheet = Sheet(inflated.HEIGHT, shown.title, note)
+    inflated.paint(sheet, sides, limit)
     sheet.scale(limit, shown.units)
     return shown.drawn(sheet, note, limit)
 

@@ -36,11 +36,12 @@ GROUPS = {
 
 @dataclass(frozen=True, eq=False)
 class Places:
-    """Of a subject's V voxels: ``area`` (V,) names, ``region`` (V,) into :data:`REGIONS`, ``flat`` (V, 2) on the map of
-    their hemisphere, x towards the midline and y up, ``left`` (V,) whether that is the left one. ``mask_hash``: of the
-    voxels' mask."""
+    """Of a subject's V voxels: ``area`` (V,) names, ``sees`` (V, 2) degrees of the picture from its middle, right and
+    up, ``region`` (V,) into :data:`REGIONS`, ``flat`` (V, 2) on the map of their hemisphere, x towards the midline and
+    y up, ``left`` (V,) whether that is the left one. ``mask_hash``: of the voxels' mask."""
 
     area: np.ndarray
+    sees: np.ndarray
     region: np.ndarray
     flat: np.ndarray
     left: np.ndarray
@@ -54,17 +55,32 @@ class Places:
 @cache
 def known_places() -> dict[str, Places]:
     """By the simulator's subjects, "S1" to "S8"."""
-    with np.load(FILE, allow_pickle=False) as stored:
-        arrays = {name: stored[name] for name in stored.files}
+    arrays = dict(_stored())
     areas, left = arrays.pop("areas"), int(arrays.pop("left"))
     area, x, y = areas[arrays.pop("area")], arrays.pop("x").astype(float), arrays.pop("y").astype(float)
     region, flat = _placed(area, np.abs(x), y)
+    sees = np.stack([x, y], 1)
     found = {}
     for name, chosen in arrays.items():
         mask = np.zeros(len(area), bool)
         mask[chosen] = True
-        found[name] = Places(area[chosen], region[chosen], flat[chosen], chosen < left, hash_of_mask(mask))
+        found[name] = Places(
+            area[chosen], sees[chosen], region[chosen], flat[chosen], chosen < left, hash_of_mask(mask)
+        )
     return found
+
+
+def area_shares() -> dict[str, float]:
+    """Of the whole cortex, by the areas' names."""
+    stored = _stored()
+    counts = np.bincount(stored["area"], minlength=len(stored["areas"]))
+    return dict(zip(stored["areas"].tolist(), (counts / counts.sum()).tolist(), strict=True))
+
+
+@cache
+def _stored() -> dict[str, np.ndarray]:
+    with np.load(FILE, allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
 
 
 def _placed(area: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,14 +2,15 @@
 
 The map's tokens stand where a prompt's would, and a copy of the generator's encoder is given them too, whose answers
 are added to the generator's own: the control. The paper's two knobs are here: how much of the control, and how strongly
-what was decoded is told from no words at all. The published model was trained on measured brains, the small one on
-simulated brains alone; the decoded features guide a picture, and it is not what a person saw.
+what was decoded is told from no words at all. The published model was trained on measured brains; the small one
+(``small``) on simulated brains alone. The decoded features guide a picture, and it is not what a person saw.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from typing import TYPE_CHECKING, ClassVar, cast
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, cast
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ from pipelines.fmri.pipeline import GUIDED, OF_SIMULATION
 from pipelines.fmri.trials import check_trial
 from pipelines.formats.scans.checks import MAX_BACKGROUND, MAX_DEVIATION, MIN_DEVIATION
 from pipelines.formats.scans.files import MAP_SHAPE, PERCENT, RAW, SIMULATED
-from pipelines.media import Artifact, BrainScan, Image
+from pipelines.media import Artifact, BrainScan, Image, Text
 
 if TYPE_CHECKING:
     from models.neuropictor import NeuroPictor
@@ -73,13 +74,42 @@ class NeuroPictorParams(Params):
     shuffled: bool = Field(False, description="Shuffle the pixels first, to see what comes of a scan of nothing.")
 
 
+class MapPainter(Protocol):
+    """What the published model and the small one have in common; :class:`models.neuropictor.NeuroPictor` says what."""
+
+    @property
+    def learnt_from(self) -> Literal["measured", "simulated"]: ...
+
+    @property
+    def guidance_scale(self) -> float: ...
+
+    def denoise(
+        self, maps: Tensor, steps: int, guidance: float, control_scale: float, seeds: Sequence[int]
+    ) -> Iterator[tuple[Tensor, Tensor]]: ...
+
+    def decode(self, latents: Tensor) -> Tensor: ...
+
+
 class NeuroPictorPipeline(Pipeline):
     name = "neuropictor"
     title = "Picture from a map of the cortex"
     summary = "A flat map of the visual cortex steers a picture: what is in it, and where."
-    routes = (Route(("scan",), "image"),)
+    routes: ClassVar[tuple[Route, ...]] = (Route(("scan",), "image"),)
     params_type = NeuroPictorParams
     models: ClassVar[tuple[str, ...]] = (KEY,)
+
+    def lease(self, runtime: Runtime, stack: ExitStack) -> MapPainter:
+        """What paints, for as long as ``stack`` lasts."""
+        model: NeuroPictor = stack.enter_context(runtime.lease(KEY))
+        return model
+
+    def read(self, scan: BrainScan, params: NeuroPictorParams, runtime: Runtime) -> Tensor:
+        """The map that is meant, (1, 1, H, W). Raises :class:`UserError` for what is none that can be read."""
+        return chosen_map(scan, params)
+
+    def words(self, scan: BrainScan, params: NeuroPictorParams, map_read: Tensor, runtime: Runtime) -> str:
+        """What is said beside the pictures of what :meth:`read` gave, if anything."""
+        return ""
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         return (cast(NeuroPictorParams, params).num_images,)
@@ -90,22 +120,27 @@ class NeuroPictorPipeline(Pipeline):
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(NeuroPictorParams, params)
-        scans = [map_scan(item) for item in inputs]
-        chosen = [chosen_map(scan, params) for scan in scans]  # before a model is loaded for what cannot be read
-        for item, scan, activity in zip(inputs, scans, chosen, strict=True):
+        scans = [scan_in(item) for item in inputs]
+        maps = [self.read(scan, params, runtime) for scan in scans]  # all, before one is painted for nothing
+        for item, scan, activity in zip(inputs, scans, maps, strict=True):
             yield Progress(
                 0, params.num_inference_steps, "Reading the map", Image(draw_scan(scan, params.trial).pixels)
             )
-            with runtime.lease(KEY) as model:
+            with ExitStack() as stack:
+                model = self.lease(runtime, stack)
                 pictures = yield from painted(activity, params, model, runtime)
                 badge = badge_of(scan, params, model.learnt_from)
+            words = self.words(scan, params, activity, runtime)
             for index, pixels in enumerate(pictures):
                 made_by = provenance(self, item, params, runtime.models, index)
                 yield Produced(Image(pixels, provenance=made_by.model_copy(update={"badge": badge})))
+            if words:
+                made_by = provenance(self, item, params, runtime.models, len(pictures))
+                yield Produced(Text(f"{words}\n{badge}", provenance=made_by))
 
 
 def painted(
-    activity: Tensor, params: NeuroPictorParams, model: NeuroPictor, runtime: Runtime
+    activity: Tensor, params: NeuroPictorParams, model: MapPainter, runtime: Runtime
 ) -> Generator[Progress, None, np.ndarray]:
     """From one map (1, 1, 256, 256). Yields progress after every step, with a few previews; returns the pictures,
     (num_images, H, W, 3) uint8."""
@@ -126,7 +161,7 @@ def painted(
     return np.concatenate(pictures)
 
 
-def _decoded(latents: Tensor, model: NeuroPictor, runtime: Runtime) -> np.ndarray:
+def _decoded(latents: Tensor, model: MapPainter, runtime: Runtime) -> np.ndarray:
     with precision(runtime.models):
         return to_pixels(model.decode(latents))
 
@@ -135,22 +170,23 @@ def _row(pictures: np.ndarray) -> np.ndarray:
     return np.concatenate(list(pictures), axis=1)
 
 
-def map_scan(item: Sequence[Artifact]) -> BrainScan:
-    """Raises :class:`UserError` for anything but a scan that is a map, or several."""
+def scan_in(item: Sequence[Artifact]) -> BrainScan:
+    """Raises :class:`UserError` for anything but a scan."""
     [given] = item
     if not isinstance(given, BrainScan):
         raise UserError(f"A brain scan is needed here, not {given.medium}.", "Attach one.")
-    if given.values.shape[-3:] != MAP_SHAPE:
-        sizes = " x ".join(map(str, given.values.shape))
-        raise UserError(f"The scan is no map of the cortex but {sizes} values ({given.space}).", HOW_TO_HAVE_ONE)
     return given
 
 
 def chosen_map(scan: BrainScan, params: NeuroPictorParams) -> Tensor:
     """The chosen map, or the mean of all: (1, 1, 256, 256).
 
-    Raises :class:`UserError` for a map that is not there, is nearly empty, or is of another scale than z-scores.
+    Raises :class:`UserError` for what is no map, one that is not there, is nearly empty, or is of another scale than
+    z-scores.
     """
+    if scan.values.shape[-3:] != MAP_SHAPE:
+        sizes = " x ".join(map(str, scan.values.shape))
+        raise UserError(f"The scan is no map of the cortex but {sizes} values ({scan.space}).", HOW_TO_HAVE_ONE)
     maps = torch.tensor(scan.values).view(-1, *MAP_SHAPE)
     check_trial(params.trial, len(maps))
     if params.trial:

@@ -30,7 +30,7 @@ from pipelines.formats.scans.files import (
 )
 
 _BETAS = ("betas", "values")  # what others, and what we ourselves, call the numbers of a scan
-_BESIDES = ("mask", "image_id", "repeat", "mean", "std")
+_BESIDES = ("mask", "image_id", "repeat", "mean", "std", "affine")
 _TEXTS = ("subject", "label", "provenance", "simulator")
 _MAX_HEADER_BYTES = 10_000
 _MAX_TEXT_BYTES = 16 * 2**20

@@ -12,7 +12,7 @@ import nibabel
 import numpy as np
 
 from models.errors import UserError
-from pipelines.formats.scans.files import MAP, MAX_TRIALS, MAX_VALUES, UNKNOWN, Label
+from pipelines.formats.scans.files import MAP, MAX_TRIALS, MAX_VALUES, UNKNOWN, Label, ScanFile
 from pipelines.formats.scans.roles import lone_hemisphere, lone_mask, looks_like_mask
 from pipelines.formats.scans.sniff import inspect
 from pipelines.formats.scans.volumes import COMMENT
@@ -22,7 +22,7 @@ _MAX_AXIS = 32_767
 
 class Decoded(NamedTuple):
     """Float32 ``values`` of 1 to 4 axes; "unknown" where the file does not say, and "uploaded" for the ``origin``;
-    ``note``: the embedded one."""
+    ``note``: the embedded one; ``affine`` (4, 4): a volume's, if its file says."""
 
     values: np.ndarray
     space: str
@@ -30,18 +30,20 @@ class Decoded(NamedTuple):
     units: str
     origin: str
     note: str | None
+    affine: np.ndarray | None
 
 
-def encode_scan(values: np.ndarray, label: dict[str, str | None], suffix: str) -> bytes:
-    """``values``: float32, 1 to 4 axes. The ``label`` is JSON: in NIfTI a comment extension, in NumPy a text."""
+def encode_scan(values: np.ndarray, label: dict[str, str | None], suffix: str, affine: np.ndarray | None) -> bytes:
+    """``values``: float32, 1 to 4 axes. The ``label`` is JSON: in NIfTI a comment extension, in NumPy a text. Without
+    an ``affine`` (4, 4) NIfTI gets the identity, which says nothing."""
     text = json.dumps(label)
     if suffix == ".npz":
         file = io.BytesIO()
-        np.savez_compressed(file, values=values, label=text)
+        np.savez_compressed(file, values=values, label=text, **({} if affine is None else {"affine": affine}))
         return file.getvalue()
     if max(values.shape) > _MAX_AXIS:
         raise UserError(f"A NIfTI file has at most {_MAX_AXIS} values along an axis.", "Save the scan as .npz.")
-    scan = nibabel.Nifti1Image(values, np.eye(4))
+    scan = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)
     scan.header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, text.encode()))
     data = scan.to_bytes()
     return gzip.compress(data, mtime=0) if suffix == ".nii.gz" else data
@@ -63,4 +65,11 @@ def decode_scan(data: bytes) -> Decoded:
     if scan.layout == "volume" and label == Label() and looks_like_mask(values):
         raise lone_mask()
     space = MAP if label.space == UNKNOWN and scan.layout == "map" else label.space
-    return Decoded(values, space, label.subject, label.units, label.origin, label.note)
+    return Decoded(values, space, label.subject, label.units, label.origin, label.note, _affine(scan))
+
+
+def _affine(scan: ScanFile) -> np.ndarray | None:
+    affine = scan.arrays.get("affine", scan.affine if scan.layout == "volume" else None)
+    if affine is None or affine.shape != (4, 4) or not np.isfinite(affine).all() or np.array_equal(affine, np.eye(4)):
+        return None
+    return affine.astype(np.float64)

@@ -89,7 +89,8 @@ def inspect_nifti(file: io.BufferedIOBase, nifti: Nifti) -> ScanFile:
     if len(shape) == 5 and shape[3] == 1:  # some programs leave an axis of time before that of the trials
         shape = (*shape[:3], shape[4])
     slope, inter = nifti.scaling
-    affine = nifti.header.get_best_affine()
+    says = nifti.header["sform_code"] or nifti.header["qform_code"]
+    affine = nifti.header.get_best_affine() if says else None  # nibabel would guess which side is left
     return _volume("NIfTI", file, nifti.offset, nifti.dtype, shape, affine, label, slope, inter)
 
 
@@ -111,7 +112,7 @@ def _volume(
     offset: int,
     dtype: np.dtype,
     shape: tuple[int, ...],
-    affine: np.ndarray,
+    affine: np.ndarray | None,
     label: Label,
     slope: float = 1.0,
     inter: float = 0.0,

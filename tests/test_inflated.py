@@ -1,0 +1,153 @@
+"""Activity on the inflated cortex: which numbers belong on it, where they land, and how they look."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import nibabel
+import numpy as np
+import pytest
+
+from pipelines.fmri import inflated
+from pipelines.fmri.canvas import HEADING, colours
+from pipelines.fmri.cortex import draw_scan
+from pipelines.formats.scans.files import Z_SCORED
+from pipelines.media import BrainScan
+
+V = inflated.VERTICES_DRAWN
+
+
+def back_of_the_head() -> tuple[np.ndarray, np.ndarray]:
+    """1 at the occipital pole of either hemisphere, 0 elsewhere."""
+    left, right = ((side.pial[:, 1] < -85).astype(np.float32) for side in inflated.fsaverage5())
+    return left, right
+
+
+def coloured(pixels: np.ndarray) -> np.ndarray:
+    """(H, W) bool: where a picture is neither grey nor white, above its scale."""
+    return np.ptp(pixels[: HEADING + inflated.HEIGHT].astype(int), axis=2) > 60
+
+
+def test_the_surface_is_two_hemispheres_with_folds() -> None:
+    for side, sign in zip(inflated.fsaverage5(), (-1, 1), strict=True):
+        assert side.white.shape == side.pial.shape == side.inflated.shape == (V, 3) and side.depth.shape == (V,)
+        assert side.faces.shape == (2 * V - 4, 3) and side.faces.max() == V - 1  # a closed surface
+        assert np.sign(side.pial[:, 0].mean()) == sign
+        thickness = np.linalg.norm(side.pial - side.white, axis=1)
+        assert 1.5 < np.median(thickness) < 3.5  # millimetres
+        out = np.linalg.norm(side.pial - side.pial.mean(0), axis=1)
+        assert out[side.depth > 0.3].mean() < out[side.depth < -0.3].mean() - 3, "valleys lie deeper than hills"
+
+
+@pytest.mark.parametrize(("space", "count"), [("fsaverage5", V), ("fsaverage6", 40_962), ("fsaverage7", 163_842)])
+def test_the_coarse_vertices_come_first_in_finer_surfaces(space: str, count: int) -> None:
+    left, right = np.arange(count, dtype=np.float32), -np.arange(count, dtype=np.float32)
+    found = inflated.on_surface(space, np.concatenate([left, right]))
+    assert found is not None and np.array_equal(found[0], left[:V]) and np.array_equal(found[1], right[:V])
+    assert inflated.on_surface(space, left) is None
+
+
+def test_other_surfaces_are_not_drawn_as_if_they_were_this_one() -> None:
+    for space, count in (("fs_LR 32k", 64_984), ("unknown", 2 * V)):
+        assert inflated.on_surface(space, np.zeros(count)) is None
+        scan = BrainScan(np.ones(count, np.float32), space, "unknown")
+        assert "values belong is not known" in draw_scan(scan).words
+
+
+def test_volumes_of_mni_space_are_known_by_their_size() -> None:
+    two = np.diag([-2.0, 2, 2, 1])
+    assert inflated.is_mni((91, 109, 91), two) and inflated.is_mni((61, 73, 61), np.diag([3.0, 3, 3, 1]))
+    assert not inflated.is_mni((91, 109, 91), np.diag([1.0, 1, 1, 1])), "another size of voxels"
+    assert not inflated.is_mni((81, 104, 83), two) and not inflated.is_mni((91, 109, 91), two[[1, 0, 2, 3]])
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_volume_is_read_where_the_grey_matter_is_whichever_way_its_axes_go(sign: int) -> None:
+    affine = np.diag([2.0 * sign, 2, 2, 1])
+    affine[:3, 3] = (-90 * sign, -126, -72)
+    axes = [affine[axis, axis] * np.arange(size) + affine[axis, 3] for axis, size in enumerate((91, 109, 91))]
+    for axis, along in enumerate(np.meshgrid(*axes, indexing="ij")):  # every voxel says where it is
+        for side, values in zip(inflated.fsaverage5(), inflated.from_volume(along, affine), strict=True):
+            expected = (side.white[:, axis] + side.pial[:, axis]) / 2
+            np.testing.assert_allclose(values, expected, atol=0.05)
+
+
+@pytest.mark.filterwarnings("ignore:Mean of empty slice")  # nilearn's, of just those
+def test_what_leaves_the_volume_has_no_number() -> None:
+    affine = np.diag([2.0, 2, 2, 1])
+    affine[:3, 3] = (0, -126, -72)  # only the right half
+    left, right = inflated.from_volume(np.ones((91, 109, 91)), affine)
+    assert np.isnan(left).mean() > 0.9 and np.isfinite(right).mean() > 0.9
+    greys = inflated.painted(np.zeros(V), left, 1.0)[np.isnan(left)]
+    assert (np.ptp(greys.astype(int), axis=1) == 0).all()
+
+
+def test_activity_at_the_back_is_drawn_at_the_back() -> None:
+    scan = BrainScan(np.stack([np.concatenate(back_of_the_head())] * 2), "fsaverage5", "Ann", Z_SCORED)
+    drawn = draw_scan(scan)
+    assert "Ann, mean of 2 trials. Average inflated cortex (fsaverage5)" in drawn.words
+    assert "Colours from -1 to +1, z-score" in drawn.words and drawn.pixels.shape[1] == 1200
+    found, middle = coloured(drawn.pixels), HEADING + inflated.HEIGHT // 2
+    outside, inside = np.nonzero(found[:middle])[1], np.nonzero(found[middle:])[1]
+    for seen, left, right in ((outside, (300, 600), (600, 900)), (inside, (0, 300), (900, 1200))):
+        in_left, in_right = ((low < seen) & (seen < high) for low, high in (left, right))
+        assert in_left.sum() > 500 and in_right.sum() > 500 and (in_left | in_right).mean() > 0.95
+
+
+def test_one_hemisphere_alone_lights_up_where_it_is_named() -> None:
+    left, _ = back_of_the_head()
+    found = coloured(draw_scan(BrainScan(np.concatenate([left, 0 * left]), "fsaverage5", "unknown")).pixels)
+    assert found[:, :600].sum() > 1000 and not found[:, 600:].any()
+
+
+def test_faint_activity_lets_the_folds_through_and_strong_hides_them() -> None:
+    depth = np.array([-1.0, 1.0] * 3)
+    hill, valley, faint_hill, faint_valley, hot, also_hot = inflated.painted(
+        depth, np.array([0, 0, 0.1, 0.1, 0.9, 0.9]), 1.0
+    ).astype(int)
+    assert np.ptp(hill) == np.ptp(valley) == 0 and hill[0] > valley[0] + 50
+    assert (faint_hill != faint_valley).any() and faint_hill[0] > faint_hill[2]
+    assert (hot == also_hot).all() and (hot == colours(np.array(0.9), 1.0)).all()
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".npz"])
+def test_a_volume_of_mni_space_is_drawn_on_the_surface_and_keeps_its_affine(tmp_path: Path, suffix: str) -> None:
+    affine = np.diag([-3.0, 3, 3, 1])
+    affine[:3, 3] = (90, -126, -72)
+    across = affine[0, 0] * np.arange(61) + affine[0, 3]
+    values = 2.5 * np.broadcast_to((across > 0)[:, None, None], (61, 73, 61)).astype(np.float32)  # the right half
+    nibabel.Nifti1Image(values, affine).to_filename(tmp_path / "map.nii.gz")
+    scan = BrainScan.load(tmp_path / "map.nii.gz")
+    assert scan.affine is not None and np.array_equal(scan.affine, affine)
+    scan.save(tmp_path / f"again{suffix}")
+    again = BrainScan.load(tmp_path / f"again{suffix}")
+    assert again.content_hash() == scan.content_hash() != replace(scan, affine=None).content_hash()
+    drawn = draw_scan(again)
+    assert "assumes the volume is in MNI space" in drawn.words
+    found = coloured(drawn.pixels)
+    assert found[:, 640:].mean() > 0.2 and found[:, :560].mean() < 0.02
+    assert "Slices along the third axis" in draw_scan(replace(scan, affine=None)).words
+
+
+def test_where_a_file_does_not_say_which_side_is_left_nothing_is_guessed(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.full((91, 109, 91), 2.5, np.float32), np.diag([2.0, 2, 2, 1]))
+    image.set_sform(None, 0)
+    image.set_qform(None, 0)
+    image.to_filename(tmp_path / "map.nii")
+    assert BrainScan.load(tmp_path / "map.nii").affine is None
+
+
+def test_nilearn_is_imported_only_for_a_surface() -> None:
+    program = (
+        "import sys, numpy as np\n"
+        "from pipelines.base import installed_registry\n"
+        "from pipelines.fmri.cortex import draw_scan\n"
+        "from pipelines.media import BrainScan\n"
+        "installed_registry()\n"
+        "draw_scan(BrainScan(np.ones((9, 9, 9), np.float32), 'unknown', 'unknown'))\n"
+        "assert 'nilearn' not in sys.modules and 'sklearn' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
