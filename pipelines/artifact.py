@@ -153,9 +153,9 @@ def load_as(path: Path, suffix: str, choose: Callable[[bytes], type[AnyArtifact]
 
 
 def suffix_of(path: Path, suffixes: Iterable[str]) -> str | None:
-    """The one of ``suffixes`` that the name ends in, whatever its case; ``None`` if none does."""
+    """The longest of ``suffixes`` that the name ends in, whatever its case; ``None`` if none does."""
     name = path.name.lower()
-    return next((suffix for suffix in suffixes if name.endswith(suffix)), None)
+    return max((suffix for suffix in suffixes if name.endswith(suffix)), key=len, default=None)
 
 
 def sidecar_path(path: Path) -> Path:

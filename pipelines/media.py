@@ -21,6 +21,7 @@ from pipelines.artifact import Artifact, Provenance, digest, freeze, load_as, pr
 from pipelines.formats.audio import decode_audio, encode_audio
 from pipelines.formats.clips import MAX_FRAME_RATE
 from pipelines.formats.containers import decode_sound, demuxer_of, is_only_sound
+from pipelines.formats.glb_texture import TEXTURED
 from pipelines.formats.image import (
     decode_animation,
     decode_image,
@@ -215,13 +216,14 @@ class Video(Artifact):
 class Mesh(Artifact):
     """``vertices``: (V, 3) float32, metres, Y up; ``faces``: (F, 3) int32; ``vertex_colors``: (V, 3) uint8.
 
-    ``.glb`` and ``.ply`` are lossless, ``.obj`` keeps 10 decimals. ``.obj`` and ``.ply`` have their provenance in the
-    sidecar only. With colours, ``.obj`` is saved together with its material (``.mtl``) and a texture (``.png``), by
-    which other programs show them. Loading puts all parts of a file together, and leaves out textures.
+    ``.obj`` keeps 10 decimals, all others are lossless. ``.obj`` and ``.ply`` have their provenance in the sidecar
+    only. With colours, ``.obj`` is saved together with its material (``.mtl``) and a texture (``.png``), by
+    which other programs show them; ``.textured.glb`` is a GLB with such a texture in it, for programs that show no
+    colours of vertices. Loading puts all parts of a file together, and leaves out textures of others.
     """
 
     medium = "mesh"
-    suffixes = (".glb", ".obj", ".ply")
+    suffixes = (".glb", TEXTURED, ".obj", ".ply")
 
     vertices: np.ndarray
     faces: np.ndarray

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipelines.media import Image
-from pipelines.xbind.cut_out import cut_out
+from pipelines.xbind.cut_out import cut_out, things_in
 
 RED, SIDE = (200, 30, 40), 120
 
@@ -73,3 +73,25 @@ def test_noise_and_tiny_pictures_stay_without_a_warning() -> None:
 def test_the_same_picture_gives_the_same_cut() -> None:
     one, other = (cut_out(picture(floor())).pixels for _ in range(2))
     np.testing.assert_array_equal(one, other)
+
+
+def crowd(count: int, ground: int) -> Image:
+    """Discs in rows of five."""
+    rows, columns = np.mgrid[:400, :500]
+    pixels = np.full((400, 500, 3), ground, np.uint8)
+    for index in range(count):
+        y, x = 50 + 100 * (index // 5), 50 + 100 * (index % 5)
+        pixels[(rows - y) ** 2 + (columns - x) ** 2 < 33**2] = (200, 10 * index, 30)
+    return Image(pixels)
+
+
+@pytest.mark.parametrize("ground", [255, 120])
+@pytest.mark.parametrize("count", [3, 6, 20])
+def test_things_that_stand_apart_are_counted_before_and_after_the_cut(count: int, ground: int) -> None:
+    picture = crowd(count, ground)
+    assert things_in(picture) == things_in(cut_out(picture)) == count
+
+
+def test_in_noise_there_is_no_thing() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert things_in(Image(pixels)) <= 1

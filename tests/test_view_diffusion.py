@@ -327,3 +327,14 @@ def test_the_recipe_writes_a_model_and_takes_views_from_its_cache(
         metrics = recipe.Evaluation(model, parts)(2)
     assert float(metrics["train_copied_iou"]) > 0.3 and all(np.isfinite(float(value)) for value in metrics.values())
     assert (workplace / "state" / "view-diffusion" / "heldout-name-step2.png").exists()
+
+
+def test_the_recipe_goes_on_from_weights_that_are_given(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = tiny()
+    given.save_pretrained(workplace / "earlier")
+    argv = ["recipe", "--data", ".", "--batch", "4", "--steps", "0", "--continue-from", str(workplace / "earlier")]
+    monkeypatch.setattr(sys, "argv", argv)
+    recipe.main()
+    made = load_view_diffusion(workplace / "assets" / "weights" / "view-diffusion-lite").state_dict()
+    for name, value in load_view_diffusion(workplace / "earlier").state_dict().items():
+        torch.testing.assert_close(made[name], value, atol=0.02 * float(value.abs().max()) + 1e-6, rtol=0)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks import report, xbind, xbind_speed
-from benchmarks.xbind import Query, Row, distance, is_one_piece, measure, outline_overlap
+from benchmarks.xbind import Jury, Query, Row, distance, is_one_piece, measure, outline_overlap
 from models.manager import ModelManager
 from pipelines.media import Mesh
 from pipelines.xbind import optimisation, pipeline
@@ -25,7 +25,7 @@ from tests.test_xbind_presets import refining_manager
 from tests.tiny_shapes import shape_manager
 from tests.tiny_sounds import tone
 from training import shapes
-from training.evaluator import Evaluator
+from training.render_judge import RenderJudge
 from training.shapes import split_of
 from training.sounds import Sound, Sounds, Split
 
@@ -60,22 +60,37 @@ def test_two_pieces_are_not_one() -> None:
 class Colours(nn.Module):
     """Sees how much darker than white a picture is in each colour: red things are, in the others."""
 
-    def embed_pictures(self, pixels: Tensor) -> Tensor:
-        return F.normalize((1 - pixels).mean((2, 3)), dim=1)
+    def embed_objects(self, views: Tensor) -> Tensor:
+        return F.normalize((1 - views).mean((1, 3, 4)), dim=1)
+
+
+def jury(rivals: tuple[bool, bool] = (True, True)) -> Jury:
+    expected = F.normalize(torch.tensor([[1.0, 1.0, 0.2], [0.2, 1.0, 1.0]]), dim=1)
+    return Jury(Colours(), ["blue", "red"], expected, torch.tensor(rivals))  # type: ignore[arg-type]
 
 
 def test_a_row_is_judged_by_what_its_objects_look_like(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(xbind, "SIDE", 32)
-    names, texts = ["blue", "red"], F.normalize(torch.tensor([[1.0, 1.0, 0.2], [0.2, 1.0, 1.0]]), dim=1)
     grids = {"red": block(0.5), "blue": block(0.5, color=BLUE)}
     asked = [Query(name, torch.zeros(3), grids[name]) for name in ("red", "blue", "red")]
-    judge: Evaluator = Colours()  # type: ignore[assignment]
-    right = measure(Row("right", lambda query, _: query.truth), asked, judge, names, texts)
-    wrong = measure(Row("wrong", lambda query, _: grids["red"]), asked, judge, names, texts)
-    nothing = measure(Row("nothing", lambda query, _: query.truth.abs()), asked, judge, names, texts)
+    right = measure(Row("right", lambda query, _: query.truth), asked, jury())
+    wrong = measure(Row("wrong", lambda query, _: grids["red"]), asked, jury())
+    nothing = measure(Row("nothing", lambda query, _: query.truth.abs()), asked, jury())
     assert right["r_precision"] == 1 and wrong["r_precision"] == pytest.approx(2 / 3) and not nothing["r_precision"]
     assert right["outline_iou"] == 1 and right["chamfer"] == pytest.approx(0, abs=1e-6) and right["one_piece"] == 1
     assert nothing["outline_iou"] is None and nothing["one_piece"] == 0 and nothing["objects"] == 3
+    assert nothing["consistency"] is None and nothing["split_r_precision"] == 0
+
+
+def test_names_of_the_other_split_do_not_count_among_those_of_the_split() -> None:
+    assert jury().ranks(block(0.5), "blue") == (1, 1)
+    assert jury(rivals=(True, False)).ranks(block(0.5), "blue") == (1, 0)
+
+
+def test_an_object_of_two_colours_looks_less_alike_from_its_sides() -> None:
+    plain = jury().consistency(block(0.5))
+    halves = boxes(32, ((-0.3, 0, 0), (0.3, 0.5, 0.5), RED), ((0.3, 0, 0), (0.3, 0.5, 0.5), BLUE))
+    assert plain == pytest.approx(1, abs=0.002) and jury().consistency(halves) < 0.99
 
 
 def test_the_loop_takes_the_same_step() -> None:
@@ -103,10 +118,10 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: b
     for constant, small in {"JUDGED_SIDE": 16, "SHOWN_SIDE": 16, "FROZEN": 4}.items():
         monkeypatch.setattr(optimisation, constant, small)
     torch.manual_seed(0)
-    judge = Evaluator().eval()
+    judge = RenderJudge().eval()
     replaced: dict[str, object] = {
         "build_manager": lambda settings: manager,
-        "load_evaluator": lambda: judge,
+        "load_render_judge": lambda: judge,
         "sentence_table": lambda names: torch.randn(len(names), 384),
         "load_sounds": lambda folder: squeaks_of(next(name for name in NAMES if split_of(name) == "train").lower()),
         "POINTS": 256,
@@ -124,6 +139,7 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: b
     for by, splits in {"words, fine": 2, "icons, fine": 2, "sounds, fine": 1}.items():
         assert {row["row"] for row in results[by]} == rows and len(results[by]) == splits * len(rows)
         assert {row["split"] for row in results[by]} <= {"train", "heldout-name"}
+        assert all(0 <= row["r_precision"] <= row["split_r_precision"] <= 1 for row in results[by])
         true = [row for row in results[by] if row["row"] == "true shape"]
         assert all(row["outline_iou"] == 1 and row["chamfer"] < 1e-6 for row in true)
-    assert ("speed" in results) == refines
+    assert ("speed" in results) == refines and results["memory, fine"][0]["peak_mb"] > 100

@@ -23,6 +23,7 @@ from pipelines.media import Artifact, BrainScan, Image, Mesh, Text, load_artifac
 from pipelines.xbind import prompts
 from pipelines.xbind.cut_out import cut_out
 from pipelines.xbind.pipeline import XBind
+from tests.test_cut_out import crowd
 from tests.tiny_models import resident
 from tests.tiny_shapes import Nothing, shape_manager
 from tests.tiny_sounds import WIDTH, clip, picture, tone
@@ -164,6 +165,14 @@ def test_an_object_before_a_ground_is_cut_out_first_unless_told(manager: ModelMa
     # It is the picture given that a remix begins with.
     assert cut.provenance is not None and cut.provenance.parents == (Image(pixels).content_hash(),)
     assert same(vertices(manager, cut_out(Image(pixels))), cut.vertices)
+
+
+def test_of_many_things_in_a_picture_it_is_said_that_one_should_be_shown(manager: ModelManager) -> None:
+    for count, expected in ((20, "the 20 things in the picture have in common; crop it to one"), (3, prompts.SHOWN)):
+        run = events(manager, crowd(count, 120))
+        assert [event.message for event in run if isinstance(event, Progress)][-1].endswith(expected)
+        [made] = [event.artifact for event in run if isinstance(event, Produced)]
+        assert isinstance(made, Mesh) and len(made.faces)
 
 
 # ------------------------------------------------------------------------------------------ seeds, batches, progress

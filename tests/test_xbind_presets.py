@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from torch import Tensor
 
+from app.recovery import events_of
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
+from models.nets.view_diffusion import Given, ViewDiffusion
 from pipelines.base import Produced, Progress, Runtime
 from pipelines.media import Mesh, Text
 from pipelines.xbind import optimisation, pipeline
@@ -39,15 +43,19 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def refining_manager(
-    folder: Path, autoencoder: type[Ball] | type[Nothing] = Ball, width: int = TINY.condition_width
+    folder: Path,
+    autoencoder: type[Ball] | type[Nothing] = Ball,
+    width: int = TINY.condition_width,
+    prior: Callable[[], ViewDiffusion] | None = None,
 ) -> ModelManager:
-    """Everything that the pipeline may lease. ``width``: of the conditions of the view diffusion model."""
+    """Everything that the pipeline may lease. ``prior``: the view diffusion model, or a tiny one with conditions of
+    ``width``."""
     return sound_manager(
         folder,
         instead={
             "shape-generator": tiny_generator,
             "shape-autoencoder": lambda: autoencoder(AUTOENCODER),
-            "view-diffusion": lambda: tiny(replace(TINY, condition_width=width)),
+            "view-diffusion": prior or (lambda: tiny(replace(TINY, condition_width=width))),
         },
     )
 
@@ -97,7 +105,8 @@ def test_the_preview_leases_no_view_diffusion(tmp_path: Path) -> None:
     assert "view-diffusion" not in XBIND.models_for([picture(0)], XBIND.parse_params({}))
 
 
-@pytest.mark.parametrize("stop_at", [2, 3, 6, 9, 11])
+# Two steps of the flow, then phases of four, three and three: each is stopped at its beginning, inside, and at its end.
+@pytest.mark.parametrize("stop_at", [2, 3, 6, 7, 9, 11, 12])
 def test_what_is_stopped_is_kept_with_its_steps_as_its_recipe(manager: ModelManager, short: None, stop_at: int) -> None:
     _, [made], cancelled = run(manager, stop_at)
     assert cancelled and made.provenance is not None and made.provenance.index == 0
@@ -131,6 +140,70 @@ def test_a_shape_of_nothing_offers_the_next_seed(tmp_path: Path, short: None) ->
 def test_a_prior_of_another_space_is_refused(tmp_path: Path, short: None) -> None:
     with pytest.raises(UserError, match="another space"):
         run(refining_manager(tmp_path, width=8))
+
+
+class Starving(ViewDiffusion):
+    """Wants more memory than there is at its calls with the numbers ``starves_at``, and says nothing otherwise."""
+
+    starves_at: range
+    calls = 0
+
+    def forward(self, noisy: Tensor, times: Tensor, given: Given) -> Tensor:
+        self.calls += 1
+        if self.calls in self.starves_at:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1e12 bytes.")
+        return super().forward(noisy, times, given)
+
+
+def starving_manager(folder: Path, starves_at: range) -> tuple[ModelManager, Starving]:
+    torch.manual_seed(0)
+    prior = Starving(TINY).eval()
+    prior.starves_at = starves_at
+    return refining_manager(folder, prior=lambda: prior), prior
+
+
+def recovered(manager: ModelManager) -> list[Mesh]:
+    """As the app runs it."""
+    runtime, params = Runtime(manager), XBIND.parse_params({"preset": "draft", "steps": 2, "resolution": 32})
+    events = events_of(XBIND, [Text("dog")], params, runtime, manager)
+    return [event.artifact for event in events if isinstance(event, Produced) and isinstance(event.artifact, Mesh)]
+
+
+@pytest.fixture(scope="module")
+def calls_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> int:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(pipeline.PHASES, "draft", (4, 3, 3))
+        manager, prior = starving_manager(tmp_path_factory.mktemp("fed"), range(0))
+        recovered(manager)
+    return prior.calls
+
+
+@pytest.mark.parametrize("steps_before_the_end", [9, 5, 1], ids=["coarse field", "geometry", "texture"])
+def test_memory_that_runs_out_once_in_a_phase_changes_nothing(
+    tmp_path: Path, short: None, calls_of_a_run: int, steps_before_the_end: int
+) -> None:
+    for name in ("fed", "starved"):
+        (tmp_path / name).mkdir()
+    fed, _ = starving_manager(tmp_path / "fed", range(0))
+    [expected] = recovered(fed)
+    call = calls_of_a_run - steps_before_the_end
+    starved, prior = starving_manager(tmp_path / "starved", range(call, call + 1))
+    [made] = recovered(starved)
+    assert prior.calls == call + calls_of_a_run  # from the beginning
+    np.testing.assert_array_equal(made.vertices, expected.vertices)
+    np.testing.assert_array_equal(made.vertex_colors, expected.vertex_colors)
+    assert any(decision.kind == "out of memory" for decision in starved.decisions())
+
+
+def test_memory_that_runs_out_each_time_is_said_in_a_sentence_and_nothing_stays_leased(
+    tmp_path: Path, short: None, calls_of_a_run: int
+) -> None:
+    manager, _ = starving_manager(tmp_path, range(calls_of_a_run - 5, 10**9))
+    with pytest.raises(UserError, match="memory"):
+        recovered(manager)
+    assert all(row.leases == 0 for row in manager.status())
+    _, [preview], _ = run(manager, preset="preview")  # which the person still can have
+    assert len(preview.faces)
 
 
 @pytest.mark.parametrize(

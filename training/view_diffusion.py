@@ -1,6 +1,6 @@
 """Recipe of ``assets/weights/view-diffusion-lite``: what named shapes look like from anywhere, as thumbnails.
 
-    python -m training.view_diffusion --data FOLDER [--batch B] [--steps N]
+    python -m training.view_diffusion --data FOLDER [--batch B] [--steps N] [--continue-from FOLDER]
 
 Every shape is seen once from a score of cameras by the very renderer of XBind's optimisation, and those views are kept.
 Each time a shape is met, in a mirror or not, one of its views is asked for: by a condition (its icon, a view, words for
@@ -16,6 +16,7 @@ import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -28,6 +29,7 @@ from models.nets.view_diffusion import (
     Given,
     ViewDiffusion,
     ViewDiffusionConfig,
+    load_view_diffusion,
     mixed,
     velocity_of,
 )
@@ -271,12 +273,14 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the table of shapes")
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--continue-from", type=Path, help="weights to go on from, with fresh optimizer state")
     arguments = parser.parse_args()
     shapes = load_shapes(data_folder(arguments.data))
     examples = load_examples(shapes, load_picture_text(WEIGHTS / f"{SPACE}-lite"))
     known = examples["train"]
     torch.manual_seed(SEED)
-    model = ViewDiffusion(CONFIG).to(DEVICE)
+    model = load_view_diffusion(arguments.continue_from) if arguments.continue_from else ViewDiffusion(CONFIG)
+    model.to(DEVICE)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:

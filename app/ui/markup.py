@@ -36,7 +36,7 @@ GLYPHS = {
 }
 
 # Of the media that are downloaded in several, in order.
-FORMATS = {"audio": ("wav", "flac", "ogg"), "video": ("mp4", "gif"), "mesh": ("glb", "obj", "ply")}
+FORMATS = {"audio": ("wav", "flac", "ogg"), "video": ("mp4", "gif"), "mesh": ("glb", "textured.glb", "obj", "ply")}
 
 
 def header() -> str:

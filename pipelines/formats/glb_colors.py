@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import trimesh
 
-_HIDDEN = "_OLOR_0"  # trimesh reads attributes that begin with "_" as they are
+HIDDEN = "_OLOR_0"  # trimesh reads attributes that begin with "_" as they are
 
 
 def linear_of(srgb: np.ndarray) -> np.ndarray:
@@ -34,19 +34,19 @@ def glb_of(mesh: Any, vertex_colors: np.ndarray | None) -> bytes:
     """
     if vertex_colors is None:
         return bytes(mesh.export(file_type="glb"))
-    mesh.vertex_attributes[_HIDDEN] = linear_of(vertex_colors)
+    mesh.vertex_attributes[HIDDEN] = linear_of(vertex_colors)
     return bytes(mesh.export(file_type="glb", tree_postprocessor=_name_colors))
 
 
 def _name_colors(tree: dict[str, Any]) -> None:
     attributes = tree["meshes"][0]["primitives"][0]["attributes"]
-    attributes["COLOR_0"] = attributes.pop(_HIDDEN)
+    attributes["COLOR_0"] = attributes.pop(HIDDEN)
 
 
 def hide_colors(data: bytes) -> bytes:
     """A GLB whose colours trimesh leaves to :func:`show_colors`; of those with 16 bits it would keep the lower 8."""
     end = 20 + struct.unpack_from("<I", data, 12)[0]
-    return data[:20] + data[20:end].replace(b'"COLOR_0"', f'"{_HIDDEN}"'.encode()) + data[end:]
+    return data[:20] + data[20:end].replace(b'"COLOR_0"', f'"{HIDDEN}"'.encode()) + data[end:]
 
 
 def show_colors(scene: trimesh.Scene, old: str) -> None:
@@ -55,9 +55,9 @@ def show_colors(scene: trimesh.Scene, old: str) -> None:
     ``old``: what is in the metadata of our own files, whose colours were sRGB while they had 8 bits.
     """
     for shape in scene.geometry.values():
-        if not isinstance(shape, trimesh.Trimesh) or _HIDDEN not in shape.vertex_attributes:
+        if not isinstance(shape, trimesh.Trimesh) or HIDDEN not in shape.vertex_attributes:
             continue
-        colors = np.asarray(shape.vertex_attributes.pop(_HIDDEN))
+        colors = np.asarray(shape.vertex_attributes.pop(HIDDEN))
         if colors.shape not in ((len(shape.vertices), 3), (len(shape.vertices), 4)):
             continue
         ours = colors.dtype == np.uint8 and old in shape.metadata

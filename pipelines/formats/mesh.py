@@ -12,8 +12,9 @@ import trimesh
 
 from models.errors import UserError
 from pipelines.formats.glb_colors import glb_of, hide_colors, show_colors
+from pipelines.formats.glb_texture import TEXTURED, put_together, textured_glb
 from pipelines.formats.mesh_views import smooth_normals
-from pipelines.formats.obj import textured_obj, without_texture
+from pipelines.formats.obj import MOST_TEXTURED, textured_obj, without_texture
 
 MAX_ELEMENTS = 8 * 2**20  # vertices, faces, or values of any other kind in a file
 MAX_NODES = 10_000
@@ -30,10 +31,14 @@ def encode_mesh(
 ) -> bytes:
     """``vertices``: (V, 3) float32; ``faces``: (F, 3) int32; ``vertex_colors``: (V, 3) uint8, sRGB, or ``None``.
 
-    A round object's GLB has normals, without which programs would show its faces flat, one by one.
+    A round object's GLB has normals, without which programs would show its faces flat, one by one. ``.textured.glb``
+    has its colours in a texture, and is a plain one where there are none, or more faces than ``MOST_TEXTURED``.
     """
-    mesh: Any = trimesh.Trimesh(vertices, faces, process=False, metadata={_KEY: note} if note else None)
-    if suffix == ".glb":
+    metadata = {_KEY: note} if note else {}
+    if suffix == TEXTURED and vertex_colors is not None and len(faces) <= MOST_TEXTURED:
+        return textured_glb(vertices, faces, vertex_colors, metadata)
+    mesh: Any = trimesh.Trimesh(vertices, faces, process=False, metadata=metadata)
+    if suffix in (".glb", TEXTURED):
         if (normals := vertex_normals(vertices, faces)) is not None:
             mesh.vertex_normals = normals
         return glb_of(mesh, vertex_colors)
@@ -66,19 +71,21 @@ def vertex_normals(vertices: np.ndarray, faces: np.ndarray) -> np.ndarray | None
 
 def decode_mesh(data: bytes, suffix: str) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, str | None]:
     """Vertices, faces, vertex colours (sRGB) and note of all parts of the file together, in the scene's frame."""
-    if suffix == ".glb":
+    kind = suffix.rpartition(".")[2]
+    if kind == "glb":
         _check_glb(data)
         data = hide_colors(data)
     options: dict[str, Any] = {}
-    if suffix == ".obj":
+    if kind == "obj":
         data, options = without_texture(data), {"maintain_order": True}
     # Without a resolver nothing outside the file is opened, whatever the file refers to.
     scene = trimesh.load_scene(
-        io.BytesIO(data), file_type=suffix[1:], process=False, skip_materials=True, resolver=None, **options
+        io.BytesIO(data), file_type=kind, process=False, skip_materials=True, resolver=None, **options
     )
     _check_instances(scene)
-    if suffix == ".glb":
+    if kind == "glb":
         show_colors(scene, _KEY)
+        put_together(scene)
     parts = [part for part in scene.dump() if isinstance(part, trimesh.Trimesh) and len(part.faces)]
     if not parts:
         raise UserError("The file has no 3-D surface in it.", "Export it with its triangles.")

@@ -39,6 +39,13 @@ def cut_out(picture: Image) -> Image:
     return _square(picture.pixels * share + 255 * (1 - share), share[..., 0] > 0.5)
 
 
+def things_in(picture: Image) -> int:
+    """How many things stand apart before the ground; what has less than a tenth of the largest is none of its own."""
+    small = _small(picture.pixels)
+    found = _object(small, _border(small))
+    return int(ndimage.label(found)[1]) if SMALLEST <= found.mean() <= LARGEST else 0
+
+
 def _small(pixels: np.ndarray) -> np.ndarray:
     """(H, W, 3) float, at most SIDE a side and a little smoothed."""
     height, width = pixels.shape[:2]

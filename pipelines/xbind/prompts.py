@@ -15,9 +15,11 @@ from pipelines.crossflow.prompts import clean_prompt
 from pipelines.fmri.pipeline import FMRIParams, decoded
 from pipelines.media import Artifact, Audio, BrainScan, Image, Text
 from pipelines.spaces import is_heard, picture_vector, sound_vector, words_vector
-from pipelines.xbind.cut_out import cut_out
+from pipelines.xbind.cut_out import cut_out, things_in
 
+MANY = 8  # things in a picture; one thing has up to seven parts that stand apart (icons of the training shapes)
 SAME_COLOUR = 8  # of 255: what compression does to a single colour
+SHOWN = "what the picture shows"
 HINT = "Say in a few words what to make, such as 'a wooden chair'."
 Example = Image | Audio | BrainScan  # which is to be met in spirit
 
@@ -82,8 +84,10 @@ class Prompt:
             with runtime.lease("bind-audio") as space:
                 return Meaning(sound_vector(space, self.example, runtime), "what is heard")
         assert self.example is not None
+        count = things_in(self.example)
+        note = f"what the {count} things in the picture have in common; crop it to one" if count >= MANY else SHOWN
         with runtime.lease("picture-text") as space:
-            return Meaning(picture_vector(space, self.example, runtime), "what the picture shows")
+            return Meaning(picture_vector(space, self.example, runtime), note)
 
 
 def _decoded(scan: BrainScan, runtime: Runtime) -> Meaning:

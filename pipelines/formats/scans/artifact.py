@@ -6,7 +6,7 @@ import gzip
 import io
 import json
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import nibabel
 import numpy as np
@@ -39,7 +39,8 @@ def encode_scan(values: np.ndarray, label: dict[str, str | None], suffix: str, a
     text = json.dumps(label)
     if suffix == ".npz":
         file = io.BytesIO()
-        np.savez_compressed(file, values=values, label=text, **({} if affine is None else {"affine": affine}))
+        arrays: dict[str, Any] = {"values": values, "label": text}
+        np.savez_compressed(file, **arrays if affine is None else {**arrays, "affine": affine})
         return file.getvalue()
     if max(values.shape) > _MAX_AXIS:
         raise UserError(f"A NIfTI file has at most {_MAX_AXIS} values along an axis.", "Save the scan as .npz.")
