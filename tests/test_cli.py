@@ -322,6 +322,7 @@ def test_nobody_reading_on_is_no_fault() -> None:
     os.close(write)
     assert (result.returncode, result.stderr) == (0, "")
 
+
 BUILT = """
 import sys
 from app.settings import load_settings

@@ -53,7 +53,7 @@ from training.publish import write_sums
 
 NAME = "neuropictor"
 WEIGHTS = Path("assets/weights")
-STEPS, REFINING_STEPS, REFINING_RATE = 1500, 300, 1e-4
+STEPS, REFINING_STEPS, REFINING_RATE = 750, 300, 1e-4
 REFINED = (SUBJECTS[0], NEW_SUBJECT)
 
 
