@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.errors import UserError
+from pipelines.artifact import suffix_of
 from pipelines.atomic import plain_folder_errors
 from pipelines.base import Pipeline, Registry, Route
 from pipelines.media import Artifact, known_media
@@ -30,14 +31,13 @@ class Target:
         path = Path(out)
         if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
             return cls(path, "", tuple(kind.medium for kind in known_media()))
-        suffixes = [suffix for kind in known_media() for suffix in kind.suffixes if path.name.lower().endswith(suffix)]
-        if not suffixes:
+        suffix = suffix_of(path, [suffix for kind in known_media() for suffix in kind.suffixes])
+        if suffix is None:
             known = ", ".join(suffix for kind in known_media() for suffix in kind.suffixes)
             raise UserError(
                 f"Files that end in '{path.suffix[:20]}' cannot be written.",
                 f"Use one of {known}; or end the name in '/' if it is a folder.",
             )
-        suffix = max(suffixes, key=len)
         return cls(path, suffix, tuple(kind.medium for kind in known_media() if suffix in kind.suffixes))
 
     def check(self) -> None:

@@ -75,13 +75,15 @@ class Recorder(ModelManager):
 
     events: list[Event] | None = None  # none are noted
 
+    _writing = threading.Lock()
+
     def start(self) -> None:
-        self.events = []
-        self._at = time.perf_counter()
-        self._writing = threading.Lock()
+        with self._writing:
+            self.events, self._at = [], time.perf_counter()
 
     def stop(self) -> list[Event]:
-        events, self.events = self.events, None
+        with self._writing:
+            events, self.events = self.events, None
         return events or []
 
     def canonical(self, key: str) -> str:
@@ -92,13 +94,12 @@ class Recorder(ModelManager):
     @contextmanager
     def _told(self, kind: Kind, said: Any) -> Iterator[None]:
         """Note an event, and that the manager's own time with it is not computing."""
-        if self.events is None:
-            yield
-            return
         with self._writing:
-            self.events += [("compute", round(time.perf_counter() - self._at, 4)), (kind, said)]
+            if self.events is not None:
+                self.events += [("compute", round(time.perf_counter() - self._at, 4)), (kind, said)]
         yield
-        self._at = time.perf_counter()
+        with self._writing:
+            self._at = time.perf_counter()
 
     def expect(self, keys: Sequence[str]) -> None:
         with self._told("expect", list(dict.fromkeys(map(self.canonical, keys)))):

@@ -234,7 +234,7 @@ class Ledger:
         """Under the name by which a plan expects it, if one does. ``origin``: the tier that it would come back from."""
         name = next((key for key in resident.keys if key in self.expected), resident.key)
         seconds = expected_reload_seconds(resident.bytes, self.seconds.get((resident.key, origin)))
-        rate = max(self.reuse.rate(key) for key in resident.keys)
+        rate = sum(self.reuse.rate(key) for key in resident.keys)
         return Candidate(name, size, seconds * rate, resident.last_used)
 
     def decide(

@@ -128,10 +128,9 @@ class Loader:
     def _coming(self, after: ModelSpec) -> list[int]:
         """Bytes of the expected models that are still to be brought in ``after`` this one, soonest first."""
         coming = [after]
+        here = [resident.spec for resident in self.ledger.residents() if resident.on_device]
         for spec in (self.specs[key] for key in self.ledger.expected):
-            resident = self.find(spec)
-            away = resident is None or not resident.on_device
-            if away and not any(_builds_the_same(spec, other) for other in coming):
+            if not any(_builds_the_same(spec, other) for other in (*here, *coming)):
                 coming.append(spec)
         return [self._size(spec.key) for spec in coming[1:]]
 
@@ -210,7 +209,7 @@ class Loader:
         self.ledger.sizes[resident.key, resident.precision] = measured
         if resident.ahead and not self.ledger.fits_without_harm(measured - resident.bytes):
             raise Superseded
-        return self.ledger.settle(resident, measured)
+        return self.ledger.settle(resident, measured, self._coming(resident.spec))
 
     def _hand_over_to_equal(self, resident: Resident, checksum: str) -> None:
         """If an equal model, by files, loader and precision, is there already, it takes over the leases and names."""

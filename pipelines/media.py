@@ -258,7 +258,7 @@ class Mesh(Artifact):
 class BrainScan(Artifact):
     """``values``: float32, 1 to 4 axes (voxels, trials and voxels, or X Y Z and trials); ``space``: what they index;
     ``subject``: whose; ``units``: "percent signal change", the same "x 300", "z-scored" or "unknown"; ``origin``:
-    "simulated", "measured" or "uploaded", which says neither; ``affine`` (4, 4) float64: from a volume's voxels to
+    "simulated", "measured" or "uploaded", which says neither; ``affine`` (4, 4) float32: from a volume's voxels to
     millimetres to the right, to the front and up, where its file says.
 
     All formats are lossless; a NIfTI file holds at most 32767 values along an axis. Loading a scan of another program
@@ -280,7 +280,7 @@ class BrainScan(Artifact):
     def __post_init__(self) -> None:
         set_array(self, "values", np.float32, (None,) * max(1, min(4, np.ndim(self.values))))
         if self.affine is not None:
-            set_array(self, "affine", np.float64, (4, 4))
+            set_array(self, "affine", np.float32, (4, 4))
 
     def content_hash(self) -> str:
         affine = () if self.affine is None else (self.affine,)  # a scan without one keeps the hash that it had

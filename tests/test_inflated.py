@@ -113,6 +113,39 @@ def test_faint_activity_lets_the_folds_through_and_strong_hides_them() -> None:
     assert (hot == also_hot).all() and (hot == colours(np.array(0.9), 1.0)).all()
 
 
+def turned(degrees: float, side: float) -> np.ndarray:
+    cosine, sine = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    affine = side * np.array([[-cosine, sine, 0, 0], [sine, cosine, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1 / side]])
+    affine[:3, 3] = (90.3, -126.1, -72.7)
+    return affine
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".npz"])
+@pytest.mark.parametrize("affine", [turned(0, 2.1), turned(17, 3.0)], ids=["odd", "oblique"])
+@pytest.mark.parametrize("code", ["qform", "sform"])
+def test_a_scan_is_the_same_once_more(tmp_path: Path, suffix: str, affine: np.ndarray, code: str) -> None:
+    image = nibabel.Nifti1Image(np.random.default_rng(0).normal(size=(4, 5, 6)).astype(np.float32), None)
+    (image.set_qform if code == "qform" else image.set_sform)(affine, 1)
+    image.to_filename(tmp_path / "map.nii")
+    scan = BrainScan.load(tmp_path / "map.nii")
+    assert scan.affine is not None
+    np.testing.assert_allclose(scan.affine, affine, atol=1e-4)
+    scan.save(tmp_path / f"again{suffix}")
+    assert BrainScan.load(tmp_path / f"again{suffix}").content_hash() == scan.content_hash()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e300, 1e-300, np.nan])
+def test_an_affine_that_places_nothing_is_none(tmp_path: Path, value: float) -> None:
+    affine = np.full((4, 4), value)
+    np.savez(
+        tmp_path / "map.npz", values=np.ones((4, 5, 6), np.float32) * np.arange(6, dtype=np.float32), affine=affine
+    )
+    scan = BrainScan.load(tmp_path / "map.npz")
+    assert scan.affine is None
+    scan.save(tmp_path / "again.nii.gz")
+    assert BrainScan.load(tmp_path / "again.nii.gz").content_hash() == scan.content_hash()
+
+
 @pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".npz"])
 def test_a_volume_of_mni_space_is_drawn_on_the_surface_and_keeps_its_affine(tmp_path: Path, suffix: str) -> None:
     affine = np.diag([-3.0, 3, 3, 1])

@@ -44,6 +44,16 @@ def test_one_large_model_goes_for_all_that_comes_instead_of_small_ones_one_by_on
     assert keys(together) == {"small 1", "small 2", "small 3"}
 
 
+def test_uses_under_all_its_names_make_a_model_worth_keeping() -> None:
+    ledger = ledger_of(10, ("shared", 5, 1.0), ("single", 5, 1.0))
+    shared = next(resident for resident in ledger.residents() if resident.key == "shared")
+    ledger.name(shared, "alias")
+    for key in ("shared", "single", "alias", "single", "shared", "single", "alias"):
+        ledger.reuse.note(key)
+    value = {candidate.key: candidate.value for candidate in ledger.candidates()}
+    assert value["shared"] > value["single"]
+
+
 def test_what_comes_later_takes_nothing_by_itself() -> None:
     ledger = ledger_of(100, *SMALL_AND_LARGE)
     assert ledger.make_room("first", 40, soon=[10, 10]).chosen == ()

@@ -114,7 +114,8 @@ def test_trials_are_averaged_or_chosen(manager: ModelManager) -> None:
 
 
 def test_shuffled_pixels_stay_in_the_cortex(manager: ModelManager) -> None:
-    usual, mixed = (chosen_map(scan(), NeuroPictorParams(shuffled=on)).numpy() for on in (False, True))
+    runtime = Runtime(manager)
+    usual, mixed = (PIPELINE.read(scan(), NeuroPictorParams(shuffled=on), runtime).numpy() for on in (False, True))
     assert ((usual == 0) == (mixed == 0)).all() and not np.array_equal(usual, mixed)
     np.testing.assert_array_equal(np.sort(usual.ravel()), np.sort(mixed.ravel()))
     [event] = [one for one in events(manager, scan(), shuffled=True) if isinstance(one, Produced)]

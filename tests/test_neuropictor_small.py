@@ -121,6 +121,14 @@ def test_trials_are_chosen_or_averaged(runtime: Runtime) -> None:
         PIPELINE.read(scan, NeuroPictorParams(trial=4), runtime)
 
 
+def test_shuffled_pixels_of_a_map_are_the_same_ones_elsewhere(runtime: Runtime) -> None:
+    voxels = activity_in(example(), NeuroPictorParams(), runtime).values
+    of_map = BrainScan(as_map(voxels), MAP, "unknown", Z_SCORED, SIMULATED)
+    as_it_is, shuffled = (PIPELINE.read(of_map, NeuroPictorParams(shuffled=on), runtime) for on in (False, True))
+    assert not torch.equal(as_it_is, shuffled)
+    torch.testing.assert_close(as_it_is.flatten().sort().values, shuffled.flatten().sort().values)
+
+
 def test_shuffled_voxels_are_the_same_ones_elsewhere(made: Made, runtime: Runtime) -> None:
     usual, mixed = (activity_in(example(), NeuroPictorParams(), runtime).values for _ in range(2))
     assert torch.equal(usual, mixed)

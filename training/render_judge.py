@@ -42,7 +42,7 @@ from training.shapes import Shape, Shapes, load_shapes
 from training.view_diffusion import CONFIG as VIEWS_CONFIG
 from training.view_diffusion import VIEWS, cameras_of, in_mirror, load_views, pack
 
-SEED, BATCH, STEPS = 83, 32, 1500
+SEED, BATCH, STEPS = 83, 32, 1200
 NAME, AUTOENCODER = "render-judge", "shape-autoencoder-lite"
 WEIGHTS = Path("assets/weights")
 CONFIG, FILE = "config.json", "model.safetensors"

@@ -161,12 +161,15 @@ class _Execution:
         return [key for later in left if later.id not in self.blamed for key in self._models_of(later)]
 
     def _models_of(self, step: Step) -> tuple[str, ...]:
-        """Those that it will lease; all that it may, where something that it starts from is still to be made."""
+        """Those that it will lease; all that it may, unless it starts from words and attachments alone."""
         pipeline = self.studio.registry.get(step.op)
         if not all(reference.startswith(TEXT) or reference in self.sources for reference in step.inputs):
             return pipeline.models
         inputs = [self._artifact(reference) for reference in step.inputs]
-        return pipeline.models_for(inputs, pipeline.parse_params(step.params))
+        try:
+            return pipeline.models_for(inputs, pipeline.parse_params(step.params))
+        except UserError:  # it is that step's to say
+            return pipeline.models
 
     def _blame(self, failed: Step) -> None:
         """Find all that cannot run without ``failed``: every step stands after those that it needs."""

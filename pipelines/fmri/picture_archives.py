@@ -8,8 +8,9 @@ import zlib
 from pathlib import Path
 
 from models.errors import UserError
+from pipelines.media import suffixes_of
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+PICTURES = suffixes_of("image")
 TABLE = ".csv"
 MOST_FILES, MOST_BYTES = 20_000, 2**30  # of an archive, unpacked
 _BESIDE = re.compile(r"(?:^|/)(?:\.(?!\.)|__MACOSX/|Thumbs\.db$)")  # what systems put in unasked

@@ -105,7 +105,8 @@ class NeuroPictorPipeline(Pipeline):
 
     def read(self, scan: BrainScan, params: NeuroPictorParams, runtime: Runtime) -> Tensor:
         """The map that is meant, (1, 1, H, W). Raises :class:`UserError` for what is none that can be read."""
-        return chosen_map(scan, params)
+        chosen = chosen_map(scan, params)
+        return shuffled(chosen, params.seed) if params.shuffled else chosen
 
     def words(self, scan: BrainScan, params: NeuroPictorParams, map_read: Tensor, runtime: Runtime) -> str:
         """What is said beside the pictures of what :meth:`read` gave, if anything."""
@@ -202,8 +203,7 @@ def chosen_map(scan: BrainScan, params: NeuroPictorParams) -> Tensor:
             f"The map's values are {said}, and the model reads z-scores.",
             "z-score each place of the cortex over the maps of its session first.",
         )
-    mean = maps.mean(0, keepdim=True)
-    return shuffled(mean, params.seed) if params.shuffled else mean
+    return maps.mean(0, keepdim=True)
 
 
 def shuffled(maps: Tensor, seed: int) -> Tensor:

@@ -70,7 +70,13 @@ def decode_scan(data: bytes) -> Decoded:
 
 
 def _affine(scan: ScanFile) -> np.ndarray | None:
-    affine = scan.arrays.get("affine", scan.affine if scan.layout == "volume" else None)
-    if affine is None or affine.shape != (4, 4) or not np.isfinite(affine).all() or np.array_equal(affine, np.eye(4)):
+    """As NIfTI stores it, in float32; ``None`` where the file has none, the identity, or no placing of a volume."""
+    given = scan.arrays.get("affine", scan.affine if scan.layout == "volume" else None)
+    if given is None or given.shape != (4, 4) or given.dtype.kind not in "fiu":
         return None
-    return affine.astype(np.float64)
+    with np.errstate(over="ignore"):
+        affine = given.astype(np.float32)
+    says = np.isfinite(affine).all() and not np.array_equal(affine, np.eye(4))
+    sizes = np.linalg.norm(affine[:3, :3].astype(np.float64), axis=0)  # of a voxel, in millimetres
+    places = says and np.array_equal(affine[3], (0, 0, 0, 1)) and ((sizes > 1e-3) & (sizes < 1e6)).all()
+    return affine if places and np.linalg.matrix_rank(affine[:3, :3] / sizes) == 3 else None
