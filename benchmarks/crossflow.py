@@ -34,19 +34,26 @@ from training.recolour import COLOURS, dominant_hue, hue_distance
 SPLITS: tuple[Split, ...] = ("train", "heldout-pair", "heldout-concept")
 OBJECTS = ("apple", "car", "book", "heart", "balloon", "hat", "fish", "flower", "cup", "house")
 HUES = {name: colour.hue for name, colour in COLOURS.items()}
-SEEDS = 4
+SEEDS = 4  # of a prompt, for diversity
+NOISES = 16  # that go round among the prompts
 PARTS = ("quality", "colours", "speed")
 GUIDANCE: float = CrossFlow.params_type.model_fields["guidance_scale"].default
 
 
-def generate(manager: ModelManager, captions: Sequence[tuple[str, str | None]], **params: Any) -> Tensor:
-    """One picture a (prompt, style), (N, 3, 128, 128) in [-1, 1]; prompts of one style are one batch."""
+def generate(
+    manager: ModelManager, captions: Sequence[tuple[str, str | None]], first_seed: int = 0, **params: Any
+) -> Tensor:
+    """One picture a (prompt, style), (N, 3, 128, 128) in [-1, 1]; prompts of one style and seed are one batch.
+
+    Seeds go round among the prompts: one noise for all would be good or bad luck for all of them.
+    """
     pipeline, runtime = CrossFlow(), Runtime(manager)
     made: dict[int, np.ndarray] = {}
-    for style in sorted({style for _, style in captions}, key=str):
-        which = [i for i, caption in enumerate(captions) if caption[1] == style]
+    seeds = [first_seed + i % NOISES for i in range(len(captions))]
+    for style, seed in sorted(set(zip((style for _, style in captions), seeds, strict=True)), key=str):
+        which = [i for i, caption in enumerate(captions) if (caption[1], seeds[i]) == (style, seed)]
         inputs = [[Text(captions[i][0])] for i in which]
-        stream = pipeline.run_batch(inputs, pipeline.parse_params({"style": style, **params}), runtime)
+        stream = pipeline.run_batch(inputs, pipeline.parse_params({"style": style, "seed": seed, **params}), runtime)
         artifacts = [event.artifact for event in stream if isinstance(event, Produced)]
         made |= {i: item.pixels for i, item in zip(which, artifacts, strict=True) if isinstance(item, Image)}
     return to_tensor(np.stack([made[i] for i in range(len(captions))]))
@@ -67,7 +74,7 @@ def quality(
         real = to_tensor(pictures.pixels[[item.row for item in chosen]])
         captions = [(item.concept, item.style) for item in chosen]
         samples = generate(manager, captions, guidance_scale=guidance)
-        others = [generate(manager, captions[:24], guidance_scale=guidance, seed=1000 * s) for s in range(1, SEEDS)]
+        others = [generate(manager, captions[:24], 1000 * s, guidance_scale=guidance) for s in range(1, SEEDS)]
         shuffled = answers[torch.randperm(len(answers), generator=torch.Generator().manual_seed(0))]
         per_seed = torch.stack([judge.embed_pictures(batch) for batch in (samples[:24], *others)])
         (top1, top5), (real1, real5), (_, chance5) = (
