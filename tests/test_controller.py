@@ -280,6 +280,52 @@ def test_a_reference_alone_selects_whatever_a_model_reads_in_it() -> None:
     assert (found.act, found.focus, found.plan) == ("select", (1, 2), None)
 
 
+def says(act: str, medium: str, sure: float = 0.9) -> Router:
+    """A model that reads this in everything."""
+    media = {name: sure if name == medium else 0.01 for name in MEDIA_NAMES}
+    return Says(Scores(media, {name: sure if name == act else (1 - sure) / 6 for name in ACTS}, least=0.3))
+
+
+SAID = (("image", "a cat"), ("text", "an orange cat"))
+
+
+@pytest.mark.parametrize("prompt", ["a red apple", "ein rotes Haus", "une maison avec un jardin", "a cat"])
+@pytest.mark.parametrize(
+    ("reader", "history"),
+    [
+        (says("select", "image"), CAT_DOG),
+        (says("ask", "image"), CAT_DOG),
+        (says("ask", "image"), ()),
+        (says("new", "audio", 0.25), CAT_DOG),
+        (says("regenerate", "text"), SAID),
+    ],
+    ids=["chosen", "asked", "asked at first", "in doubt", "described again"],
+)
+def test_who_only_names_a_thing_gets_a_picture_of_it(
+    prompt: str, reader: Router, history: Sequence[tuple[str, str]]
+) -> None:
+    found = Controller(REGISTRY, reader, lambda pipeline: 1.0).answer(Request.of(prompt, history=history))
+    assert (found.act, found.outputs, steps(found)) == ("new", ("image",), [("crossflow", (f"text:{prompt}",))])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "act"),
+    [
+        ("a blue one", "select"),
+        ("a different version", "select"),
+        ("a bit darker", "select"),
+        ("a sound of it", "select"),
+        ("the red apple", "select"),
+        ("a red apple", "regenerate"),
+        ("a red apple", "new"),
+    ],
+)
+def test_what_a_model_reads_in_anything_else_stands(prompt: str, act: str) -> None:
+    reader = says(act, "audio")
+    found = Controller(REGISTRY, reader, lambda pipeline: 1.0)
+    assert found._read(Request.of(prompt, history=(*CAT_DOG, ("audio", "rain"))))[1].act == act
+
+
 def test_ten_megabytes_are_refused_in_a_sentence() -> None:
     with pytest.raises(UserError, match="longer than a million"):
         answer("draw a cat " * 1_000_000)

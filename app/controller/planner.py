@@ -15,7 +15,7 @@ from app.controller.plan import ARTIFACT, Plan, PlanError
 from app.controller.references import referred
 from app.controller.request import Item, Request
 from app.controller.routers import Router
-from app.controller.rules import SURE, Scores
+from app.controller.rules import SURE, Scores, introduces, rule_scores
 from app.controller.slots import clauses
 from models.errors import UserError
 from pipelines.base import Registry
@@ -83,9 +83,22 @@ class Controller:
             return self._no_words(request)
         if request.history and REFERENCE.fullmatch(request.prompt):  # a pressed button, which nobody has to read
             return self._select(request, Scores(dict.fromkeys(self.media, 1 - SURE), {"select": 1.0}))
-        scores = self.router.score(request, self.media)
+        request, scores = self._read(request)
         answer = self._answered(request, scores, seed)
         return replace(answer, warnings=(*answer.warnings, scores.note)) if scores.note else answer
+
+    def _read(self, request: Request) -> tuple[Request, Scores]:
+        """Who only names a thing wants it made. Where that is read as anything else, or in doubt, the rules read it, as
+        if nothing were there yet."""
+        scores = self.router.score(request, self.media)
+        latest = [item.medium for item in request.in_focus()[:1]]
+        # A picture or a sound can be made once more of other words; what was said of something is about that alone.
+        makes = scores.act == "new" or (scores.act == "regenerate" and latest != ["text"])
+        around = [item.medium for item in request.history]
+        if (makes and not scores.in_doubt) or request.uploads or not introduces(request.prompt, around):
+            return request, scores
+        alone = replace(request, history=(), focus=())
+        return alone, rule_scores(alone, self.media, scores.note)
 
     def _answered(self, request: Request, scores: Scores, seed: int) -> Answer:
         if scores.in_doubt:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from app.controller.edits import edit_starts, says_edit
-from app.controller.lexicon import ORDINALS, PHRASES, SCAFFOLD, VERBS
+from app.controller.lexicon import NOUNS, ORDINALS, PHRASES, SCAFFOLD, VERBS
 from app.controller.references import content_words
 from app.controller.request import ACTS, Item, Request
 from app.controller.slots import Clause, clauses, mention
@@ -18,6 +18,8 @@ SURE, LIKELY, UNLIKELY = 0.95, 0.8, 0.05
 WANTED = 0.5  # a medium is wanted from here on
 POSSIBLE = 0.1  # below, even the likeliest is not what is meant
 BARE_WORDS = 12  # a noun phrase of at most so many words is a wish for a picture
+_A_THING = re.compile(r"(?:an?|eine?n?|une?|una|um|uma|een)\s+\S", re.IGNORECASE)
+_OF_ONE = re.compile(r"[@#]\d|\b(?:ones?|versions?|variations?|variants?|cop(?:y|ies))\b", re.IGNORECASE)
 _PERSON = re.compile(r"^(?:i|we|ich|je|j'|yo|io|eu|ik)\s+(?:really\s+|much\s+)?", re.IGNORECASE)
 _MAKE_IT = re.compile(r"^(?:please\s+)?(?:make|turn|paint|colou?r)\s+(?:it|that|this)\b", re.IGNORECASE)
 
@@ -100,6 +102,19 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, set[str], floa
     if wanted == {"text"} and not request.uploads and not (request.history and spoken_of):
         return "chat", {"text"}, SURE
     return "new", wanted, SURE
+
+
+def introduces(prompt: str, around: Collection[str]) -> bool:
+    """ "a blue bird", "ein rotes Haus": a thing is named and no more, as nobody says who means one that is there.
+
+    ``around``: the media that are there, of which "a bit louder" would be a change.
+    """
+    if not _A_THING.match(prompt) or len(prompt.split()) > BARE_WORDS:
+        return False
+    looking_back = (*(PHRASES[name] for name in ("again", "pronoun", "all", "back_to", "undo")), *ORDINALS.values())
+    if _OF_ONE.search(prompt) or any(pattern.search(prompt) for pattern in looking_back):
+        return False
+    return not says_edit(prompt, around) and not any(mention(prompt, medium) for medium in NOUNS)
 
 
 def selects(prompt: str, wanted: set[str], edits: bool) -> bool:
