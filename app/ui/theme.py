@@ -26,14 +26,14 @@ STONE = Color(
 
 
 def head() -> str:
-    """For the page's head: the style sheet, whose selectors Gradio would rewrite were it given as ``css``, and the
-    element that plays sounds.
+    """For the page's head: the style sheet, whose selectors Gradio would rewrite were it given as ``css``, the
+    element that plays sounds, and what stands for pictures that no browser shows.
     """
     font = base64.b64encode((HERE / "fonts" / "Lora-SemiBold.woff2").read_bytes()).decode()
     face = f"@font-face{{font-family:Lora;font-weight:600;src:url(data:font/woff2;base64,{font})format('woff2')}}"
     sheets = "".join((HERE / name).read_text() for name in ("style.css", "ask.css", "sounds.css"))
-    player = (HERE / "player.js").read_text()
-    return f"<style>{face}{sheets}</style><script>{player}</script>"
+    scripts = "".join((HERE / name).read_text() for name in ("player.js", "pictures.js"))
+    return f"<style>{face}{sheets}</style><script>{scripts}</script>"
 
 
 def theme() -> gr.themes.Base:

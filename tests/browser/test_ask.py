@@ -17,6 +17,8 @@ from pipelines.media import load_artifact
 from tests.browser.servers import Server
 from tests.browser.test_page import assert_fits, assert_readable, tab
 
+HEIC = Path(__file__).parent.parent / "golden" / "on_its_side.heic"
+
 CHAIN = "a picture of a bell, then a sound of it"
 
 
@@ -300,3 +302,15 @@ def test_what_was_deleted_cannot_be_opened_and_the_page_stays_usable(page: Page,
     assert not page.locator(".ask").evaluate("talk => talk.inert")
     say(page, "a picture of a crane")
     expect(picture(page, 2)).to_be_visible()
+
+
+def test_a_picture_that_browsers_do_not_show_has_a_tile_and_is_read(page: Page, tiny_server: Server) -> None:
+    open_ask(page, tiny_server)
+    attach(page, HEIC)
+    tile = page.locator(".composer .thumbnail-item img")
+    expect(tile).to_have_attribute("src", re.compile("^data:image/svg.*HEIC"))
+    assert tile.evaluate("image => image.complete && image.naturalWidth > 0")
+    say(page, "make it brighter")
+    expect(turn(page, 1).locator(".brought img")).to_be_visible()
+    brought = turn(page, 1).locator(".brought img")
+    assert brought.evaluate("image => image.naturalWidth / image.naturalHeight") == pytest.approx(1.5, abs=0.01)
