@@ -62,13 +62,17 @@ def on_clock(trace: Sequence[Request], machine: Machine, budget: int, rule: Rule
 def compared(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of one budget, each with its shares of LRU's wall time and waiting and of the best other rule's wall."""
     lru = next(row for row in rows if row["rule"] == LRU.name)
-    others = [row["wall_seconds"] for row in rows if "ours" not in row["rule"]]
-    shares = lambda row: {  # noqa: E731
-        "wall_of_lru": row["wall_seconds"] / lru["wall_seconds"],
-        "wait_of_lru": row["wait_seconds"] / max(lru["wait_seconds"], 1e-9),
-        "wall_of_best_other": row["wall_seconds"] / min(others),
-    }
-    return [row | shares(row) for row in rows]
+    ours = {rule.name for rule in (OURS, PLANNED, QUEUED)}
+    best_other = min(row["wall_seconds"] for row in rows if row["rule"] not in ours)
+    return [
+        row
+        | {
+            "wall_of_lru": row["wall_seconds"] / lru["wall_seconds"],
+            "wait_of_lru": row["wait_seconds"] / max(lru["wait_seconds"], 1e-9),
+            "wall_of_best_other": row["wall_seconds"] / best_other,
+        }
+        for row in rows
+    ]
 
 
 def replay(trace: Sequence[Request], specs: Mapping[str, ModelSpec], precisions: Mapping[str, Precision], real: int,

@@ -20,11 +20,12 @@ from typing import Any, Self, cast
 
 import torch
 from diffusers import DDPMScheduler, PriorTransformer
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import UserError
+from models.packing import save_half
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TIMES = 1000  # of the diffusion's training
@@ -61,7 +62,7 @@ class Bridge(nn.Module, ABC):
         """``config.json`` and ``model.safetensors`` in float16."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps({"_class_name": type(self).__name__, **self.config}, indent=2) + "\n")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_half(self.state_dict(), folder / WEIGHTS)
 
 
 class DiffusionBridge(Bridge):

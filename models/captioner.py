@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordPiece
 from tokenizers.normalizers import BertNormalizer
@@ -30,6 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoTokenizer, BlipForConditionalGeneration, GPT2Config, GPT2LMHeadModel
 
 from models.errors import UserError
+from models.packing import save_half
 
 CONFIG, WEIGHTS, VOCABULARY, CONCEPTS = "config.json", "model.safetensors", "vocabulary.txt", "concepts.txt"
 PREPROCESSOR = "preprocessor_config.json"
@@ -209,8 +210,7 @@ class Captioner(nn.Module):
         (folder / CONFIG).write_text(json.dumps(values, indent=2) + "\n")
         (folder / VOCABULARY).write_text("".join(f"{piece}\n" for piece in self.pieces))
         (folder / CONCEPTS).write_text("".join(f"{sentence}\n" for sentence in self.sentences))
-        weights = {name: value.half().contiguous() for name, value in self.state_dict().items() if name != HEAD}
-        save_file(weights, folder / WEIGHTS)
+        save_half({name: value for name, value in self.state_dict().items() if name != HEAD}, folder / WEIGHTS)
 
 
 def beam_search(

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 # Below this a tensor is a rounding error of the file's size, and often one that the result hangs on.
 PACKED_FROM_ELEMENTS = 16_384
 INT8_RANGE = 127
 SCALE = ".scale"
+
+
+def save_half(state: Mapping[str, Tensor], path: Path) -> None:
+    """What is floating point in ``state`` as float16, in a safetensors file; other tensors as they are."""
+    halves = {name: value.detach().half() if value.is_floating_point() else value for name, value in state.items()}
+    save_file({name: value.contiguous() for name, value in halves.items()}, path)
 
 
 def pack_int8(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

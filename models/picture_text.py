@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import ClassVar, Literal, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.nets.efficientnet_lite import CLASSES, DEVIATION, FEATURES, MEAN, SIZE, EfficientNetLite2
+from models.packing import save_half
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SENTENCE_WIDTH = 384
@@ -130,7 +131,7 @@ class PictureText(nn.Module):
         """``config.json`` and ``model.safetensors`` in float16, the backbone inside."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_half(self.state_dict(), folder / WEIGHTS)
 
 
 def load_picture_text(folder: Path) -> PictureText:

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.packing import save_half
 from models.text_encoder import TextEncoder
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -97,8 +98,7 @@ class SlotReader(nn.Module):
         """``config.json`` and ``model.safetensors``, float16."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / CONFIG).write_text(json.dumps(self.config, indent=2) + "\n")
-        halves = {name: value.detach().half().contiguous() for name, value in self.state_dict().items()}
-        save_file(halves, folder / WEIGHTS)
+        save_half(self.state_dict(), folder / WEIGHTS)
 
 
 def load_slot_reader(folder: Path) -> SlotReader:

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import ClassVar, Literal, Self, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import ClapAudioConfig, ClapAudioModelWithProjection
 
 from models.mel import MelConfig, load_mel_config
+from models.packing import save_half
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 SENTENCE_WIDTH = 384
@@ -57,9 +58,7 @@ class SoundTower(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         self.config.to_json_file(folder / CONFIG)
         self.mel.save(folder)
-        values = {name: value.contiguous() for name, value in self.state_dict().items()}
-        halves = {name: value.half() if value.is_floating_point() else value for name, value in values.items()}
-        save_file(halves, folder / WEIGHTS)
+        save_half(self.state_dict(), folder / WEIGHTS)
 
     @classmethod
     def load(cls, folder: Path) -> Self:

@@ -17,6 +17,7 @@ from models.nets.shape_autoencoder import ShapeAutoencoder
 from models.nets.view_diffusion import CHANNELS, MASK
 from tests.box_shapes import BLUE, GREEN, RED, boxes
 from tests.test_shape_generator_recipe import AUTOENCODER, shape, write_chairs
+from tests.tiny_networks import begin_statistics
 from training import loop, picture_text, shapes, view_diffusion
 from training import render_judge as recipe
 from training.publish import write_sums
@@ -96,10 +97,7 @@ def test_it_learns_to_tell_colours_and_its_file_gives_it_back(tmp_path: Path) ->
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for module in model.modules():  # what a thousand steps would bring: statistics that have followed the weights
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-            module.reset_running_stats()
+    begin_statistics(model)
     with torch.no_grad():
         model.embed_objects(views)
         model.eval()

@@ -22,6 +22,7 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.mel import LITE_MEL
+from tests.tiny_networks import begin_statistics
 from training import loop, sound_judge
 from training.sound_judge import (
     JUDGE_MEL,
@@ -158,10 +159,7 @@ def test_it_learns_to_tell_tones_apart_and_its_files_give_it_back(tmp_path: Path
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    for module in model.modules():  # what a thousand steps would bring: statistics that have followed the weights
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None
-            module.reset_running_stats()
+    begin_statistics(model)
     with torch.no_grad():
         model.features(waveforms)
     model.eval()

@@ -22,11 +22,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.packing import save_half
 from models.text_encoder import load_text_encoder
 from training.images import to_tensor
 from training.loop import Metrics, Schedule, optimizer_groups, shuffled_batches, train
 from training.pictures import Picture, Pictures, data_folder, load_pictures, verify_checksums
-from training.publish import save_half, write_sums
+from training.publish import write_sums
 
 WEIGHTS = Path("assets/weights")
 SEED, BATCH, SIZE, WIDTHS = 31, 128, 64, (48, 96, 192, 256)

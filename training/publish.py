@@ -7,25 +7,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderTiny
-from safetensors.torch import save_file
-from torch import Tensor
 
 from models.nets.crossflow import CrossFlow
 from training.images import to_tensor
 from training.pictures import Pictures
 
 SUMS = "SHA256SUMS"
-
-
-def save_half(state: Mapping[str, Tensor], path: Path) -> None:
-    """What is floating point in ``state``, in float16; half the bytes, and no difference that a judge shows."""
-    halves = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    save_file({name: value.contiguous() for name, value in halves.items()}, path)
 
 
 def write_sums(folder: Path) -> None:

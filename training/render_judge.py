@@ -31,13 +31,14 @@ from torch.nn import functional as F
 from models.errors import UserError
 from models.nets.shape_autoencoder import ShapeAutoencoder, load_shape_autoencoder
 from models.nets.view_diffusion import COLORS
+from models.packing import save_half
 from pipelines.xbind.optimisation import JUDGED, has_surface
 from pipelines.xbind.rendering import Framing, lit, render
 from training.evaluator import ResidualBlock, sentence_table
 from training.loop import STATE, Metrics, Schedule, autocast, optimizer_groups, shuffled_batches, train
 from training.picture_text import cached
 from training.pictures import data_folder
-from training.publish import checksum_of, save_half, write_sums
+from training.publish import checksum_of, write_sums
 from training.shapes import Shape, Shapes, load_shapes
 from training.view_diffusion import CONFIG as VIEWS_CONFIG
 from training.view_diffusion import VIEWS, cameras_of, in_mirror, load_views, pack

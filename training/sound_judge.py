@@ -26,10 +26,11 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.mel import MelConfig, load_mel_config, log_mel
+from models.packing import save_half
 from training.evaluator import ResidualBlock
 from training.loop import Metrics, Schedule, optimizer_groups, shuffled_batches, train
 from training.pictures import data_folder
-from training.publish import save_half, write_sums
+from training.publish import write_sums
 from training.sound_text import hide_bands
 from training.sounds import HELD_OUT, SAMPLES, TABLE, Sound, Sounds, load_sounds, sound_arguments, weights_name
 from training.sounds import augment as mix_and_turn_down

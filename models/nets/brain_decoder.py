@@ -21,11 +21,12 @@ from pathlib import Path
 from typing import NamedTuple, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import UserError
+from models.packing import save_half
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 CONCEPTS, SENTENCES = "concepts.safetensors", "concepts.txt"
@@ -306,9 +307,9 @@ class BrainDecoder(nn.Module):
         }
         config = {"_class_name": type(self).__name__, **asdict(self.config), "subjects": subjects}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_half(self.state_dict(), folder / WEIGHTS)
         if self.sentences:
-            save_file({"concepts": self.concepts.half().contiguous()}, folder / CONCEPTS)
+            save_half({"concepts": self.concepts}, folder / CONCEPTS)
             (folder / SENTENCES).write_text("".join(f"{sentence}\n" for sentence in self.sentences))
 
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -28,6 +28,7 @@ from models.nets.neuropictor import (
     SemanticHead,
     SemanticHeadConfig,
 )
+from models.packing import save_half
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ class MapDecoder(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         config = {"_class_name": type(self).__name__, **asdict(self.config)}
         (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_half(self.state_dict(), folder / WEIGHTS)
 
 
 def load_map_decoder(folder: Path) -> MapDecoder:

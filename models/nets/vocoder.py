@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import SpeechT5HifiGan
 
 from models.errors import UserError
 from models.mel import MelConfig, load_mel_config, magnitudes_of, mel_filters
+from models.packing import save_half
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
@@ -104,7 +105,7 @@ class IstftVocoder(nn.Module):
             json.dumps({"_class_name": "IstftVocoder", **asdict(self.config)}, indent=2) + "\n"
         )
         self.mel.save(folder)
-        save_file({name: value.half().contiguous() for name, value in self.state_dict().items()}, folder / WEIGHTS)
+        save_half(self.state_dict(), folder / WEIGHTS)
 
 
 class HifiGanVocoder(nn.Module):
