@@ -162,9 +162,10 @@ class AskTab:
     def _on_go(self, talk: Talk, event: gr.EventData) -> Updates:
         return self._answered(talk, lambda: self._host.go(talk, int(event.entry)))
 
-    def _on_stop(self, talk: Talk) -> Updates:
+    def _on_stop(self, talk: Talk) -> Any:
+        """What runs says its last word by itself; an answer from here could come after it and show what was before."""
         self._host.stop(talk)
-        return self._look(talk)
+        return gr.skip() if talk.busy else self._look(talk)
 
     def _on_turned_away(self, talk: Talk) -> Updates:
         self._host.turned_away(talk)

@@ -32,6 +32,7 @@ QUICK: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private",
 COME_INTO_VIEW = """() => setTimeout(() => {
   const editor = document.querySelector(".editor");
   editor?.scrollIntoView({ block: "nearest" });
+  if (editor?.contains(document.activeElement)) return;  // somebody was faster
   editor?.querySelector("input, textarea")?.focus({ preventScroll: true });
 }, 200)"""
 
