@@ -23,12 +23,11 @@ from models.mel import LITE_MEL, log_mel
 from models.nets.audio_autoencoder import load_audio_autoencoder
 from models.nets.vocoder import IstftVocoder, VocoderConfig, load_vocoder
 from models.sound_text import SoundText, load_sound_text
-from training import audio_autoencoder, loop, sound_text, sounds, vocoder, vocoder_adversarial
+from training import audio_autoencoder, loop, sound_text, sounds, vocoder
 from training.audio_autoencoder import autoencoder_loss
 from training.sound_text import audio_config, contrastive_loss, hide_bands, phrases_of, retrieval
 from training.sounds import SAMPLES, Sound, Sounds, at_length, augment, decode, load_sounds, random_crop, split_of
 from training.vocoder import vocoder_loss
-from training.vocoder_adversarial import Judges, fooling_loss, judges_loss
 
 TINY_AUTOENCODER = {
     **audio_autoencoder.CONFIG,
@@ -198,22 +197,6 @@ def test_the_vocoder_learns_a_batch() -> None:
     assert values[-1] < values[0] * 0.8
 
 
-def test_the_judges_learn_to_tell_tones_from_noise_and_nothing_from_being_fooled() -> None:
-    torch.manual_seed(0)
-    judges, made = Judges(), 0.1 * torch.randn(4, 4096)
-    real = torch.from_numpy(np.stack([tone(300 * k) for k in range(1, 5)]))[:, :4096]
-    values = losses(judges, lambda: judges_loss(judges, real, made)[0], 20)
-    assert values[-1] < values[0] / 2
-    judges.zero_grad()
-    _, features = judges_loss(judges, real, made)
-    fooled, apart = fooling_loss(judges, made.requires_grad_(), features)
-    (fooled + apart).backward()
-    assert made.grad is not None and made.grad.abs().max() > 0
-    assert all(parameter.grad is None for parameter in judges.parameters())
-    same, none = fooling_loss(judges, real, features)
-    assert float(none) < 1e-5 < float(apart) and same < fooled
-
-
 def tiny_space() -> SoundText:
     torch.manual_seed(0)
     return SoundText(audio_config(), LITE_MEL)
@@ -289,7 +272,7 @@ def workplace(table: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The folder of :func:`table`, where states and weights go as well; recipes take two steps of four clips."""
     for module in (loop, audio_autoencoder, vocoder):
         monkeypatch.setattr(module, "STATE", table / "state")
-    for module in (audio_autoencoder, vocoder, vocoder_adversarial, sound_text):
+    for module in (audio_autoencoder, vocoder, sound_text):
         monkeypatch.setattr(module, "BATCH", 4)
     monkeypatch.setattr(audio_autoencoder, "CONFIG", TINY_AUTOENCODER)
     monkeypatch.setattr(vocoder, "CONFIG", TINY_VOCODER)
@@ -331,18 +314,6 @@ def test_the_vocoder_recipe_is_measured_beside_griffin_lim(workplace: Path, monk
         metrics = vocoder.evaluate(model, held_out, "vocoder", 2) | vocoder.griffin_lim_metrics(held_out)
     assert all(np.isfinite(float(value)) and float(value) > 0 for value in metrics.values()) and len(metrics) == 4
     assert (workplace / "state" / "vocoder" / "step2.png").exists()
-
-
-def test_the_adversarial_recipe_goes_on_with_the_vocoder(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = workplace / "assets" / "weights"
-    tiny_space().save_pretrained(folder / "sound-text-lite")
-    run(monkeypatch, vocoder.main)
-    before = load_vocoder(folder / "vocoder-lite").state_dict()
-    run(monkeypatch, vocoder_adversarial.main)
-    after = load_vocoder(folder / "vocoder-lite").state_dict()
-    assert before.keys() == after.keys()
-    moved = max(float((after[name] - before[name]).abs().max()) for name in before)
-    assert 0 < moved < 0.01
 
 
 def test_the_permissive_recipe_never_touches_other_clips(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
