@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +27,8 @@ from app.ui.replies import about, listed, reply, seconds
 from app.ui.talk import Piece, StepState, Talk, Turn
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
-from pipelines.base import Pipeline, Registry, installed_registry
-from pipelines.media import Audio, Image
+from pipelines.base import Params, Pipeline, Registry, Route, installed_registry
+from pipelines.media import Artifact, Audio, Image, Text
 from tests.browser.tiny_server import Listen
 from tests.talks import ask, finish, page_of
 from tests.tiny import Blend, Hum, Paint
@@ -349,6 +349,38 @@ def test_the_tab_keeps_what_was_typed_when_it_cannot_be_used(studio: Studio) -> 
     *_, last = tab._run(talk)
     assert last[tab._box].stop_btn is False and "Here is the picture of a red apple" in last[tab.log]
     assert tab._on_submit(talk, {"text": "  ", "files": []}) == {tab._said: ""}
+
+
+def test_stop_leaves_the_last_word_to_what_runs(studio: Studio) -> None:
+    with gr.Blocks():
+        tab = AskTab(studio, Assistant(studio))
+    talk = Talk()
+    tab._on_submit(talk, {"text": "a red apple", "files": []})
+    running = tab._run(talk)
+    next(running)
+    # Whatever this showed could reach the page after the run's last update.
+    assert tab._on_stop(talk) == gr.skip()
+    *_, last = running
+    assert "Stopped." in last[tab.log] and last[tab._box].stop_btn is False
+    tab._on_submit(talk, {"text": "a blue bird", "files": []})
+    assert tab._on_stop(talk)[tab._box].stop_btn is False  # nothing ran yet
+
+
+class PaintOrFetch(Paint):
+    """Leases nothing for pictures."""
+
+    routes = (Route(("text",), "image"), Route(("image",), "image"))
+
+    def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
+        return self.models if isinstance(inputs[0], Text) else ()
+
+
+def test_a_step_names_the_models_that_its_inputs_need(studio: Studio, photo: str) -> None:
+    host = Host(Assistant(Studio(studio.settings, Registry([PaintOrFetch()]), studio.manager)))
+    talk = Talk()
+    host.take(talk, "", [photo])
+    steps = [Step(id="a", op=Paint.name, inputs=[source], output="image") for source in ("text:a bird", "@1", "$b")]
+    assert [host.state(talk, step).models for step in steps] == [Paint.models, (), Paint.models]
 
 
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=3))

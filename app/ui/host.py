@@ -94,7 +94,7 @@ class Host:
         turn = talk.turn(number)
         if turn.stage != "proposed":
             turn = talk.add(turn.prompt)
-        turn.plan, turn.steps, turn.changed = plan, [self.state(step) for step in plan.steps], True
+        turn.plan, turn.steps, turn.changed = plan, [self.state(talk, step) for step in plan.steps], True
         turn.stage, talk.todo = "running", turn
 
     def check(self, talk: Talk, plan: Plan) -> None:
@@ -200,7 +200,7 @@ class Host:
         if answer.plan is not None:
             places = {f"{UPLOAD}{place}": f"{ARTIFACT}{piece.number}" for place, piece in enumerate(about, 1)}
             turn.plan = replaced(answer.plan, places)
-            turn.steps = [self.state(step) for step in turn.plan.steps]
+            turn.steps = [self.state(talk, step) for step in turn.plan.steps]
             turn.stage = "proposed" if turn.to_fetch or turn.expected > COSTLY_SECONDS else "running"
         elif answer.act == "undo" and not answer.sentence:
             item = talk.conversation.undo()
@@ -218,22 +218,34 @@ class Host:
         turn.shown = [talk.pieces[numbers[0]]]
         turn.sentence = f"This is {named(turn.shown[0])}. What comes next is about it."
 
-    def state(self, step: Step) -> StepState:
-        """The step before it runs, with what it is going to take."""
+    def state(self, talk: Talk, step: Step) -> StepState:
+        """The step before it runs, with what it is going to take: all that it may, unless its inputs are there."""
         pipeline = self.studio.registry.get(step.op)
+        models, seconds = pipeline.models, self.studio.seconds(pipeline)
+        try:
+            inputs, params = self._known_inputs(talk, step), pipeline.parse_params(step.params)
+            if inputs is not None:
+                models = pipeline.models_for(inputs, params)
+                seconds = self.studio.durations.expected(pipeline.name, pipeline.effort(inputs, params)) or seconds
+        except UserError:  # it is the step's to say, when it runs
+            pass
         specs = self.studio.manager.specs
-        sources = {key: specs[key].source for key in pipeline.models if key in specs}
+        sources = {key: specs[key].source for key in models if key in specs}
         to_fetch = tuple(key for key, source in sources.items() if source.published and source.missing())
-        return StepState(step, pipeline.title, pipeline.models, self._seconds(step), to_fetch)
+        return StepState(step, pipeline.title, models, seconds, to_fetch)
 
-    def _seconds(self, step: Step) -> float:
-        """About what the step takes, as runs like it took; its params count where its inputs are known already."""
-        pipeline = self.studio.registry.get(step.op)
-        words = [Text(source.removeprefix(TEXT)) for source in step.inputs if source.startswith(TEXT)]
-        if len(words) < len(step.inputs):
-            return self.studio.seconds(pipeline)
-        effort = pipeline.effort(words, pipeline.parse_params(step.params))
-        return self.studio.durations.expected(pipeline.name, effort) or self.studio.seconds(pipeline)
+    def _known_inputs(self, talk: Talk, step: Step) -> list[Artifact] | None:
+        """What the step is given, if all of it is there before the plan runs. Raises :class:`UserError` if it was."""
+        hashes = {f"{ARTIFACT}{number}": hash for number, hash in talk.conversation.hashes.items()}
+        inputs: list[Artifact] = []
+        for reference in step.inputs:
+            if reference.startswith(TEXT):
+                inputs.append(Text(reference.removeprefix(TEXT)))
+            elif reference in hashes:
+                inputs.append(self.studio.library.load_by_hash(hashes[reference]))
+            else:
+                return None
+        return inputs
 
 
 def piece_of(
