@@ -94,7 +94,7 @@ def clocked(model: object) -> Iterator[list[float]]:
 
 def in_turns(names: Sequence[N], once: Callable[[N], float], repeats: int) -> dict[N, float]:
     """Median of what ``once`` gives for each; they take turns, after one turn that warms up."""
-    seconds: dict[str, list[float]] = {name: [] for name in names}
+    seconds: dict[N, list[float]] = {name: [] for name in names}
     for _ in range(1 + repeats):
         for name in names:
             seconds[name].append(once(name))
@@ -118,9 +118,9 @@ def compare(key: str, spec: ModelSpec, use: Run, exact: Mapping[str, Any], quick
     """Rows of one model, a precision each; ``exact``: all models of the run in float32."""
     held = {name: load(spec, name) for name in PRECISIONS}
     names = list(held)
-    made: dict[str, list[Artifact]] = {}
+    made: dict[Precision, list[Artifact]] = {}
 
-    def inside(which: slice, name: str) -> float:
+    def inside(which: slice, name: Precision) -> float:
         with clocked(held[name]) as seconds:
             made[name] = use({**exact, key: held[name]}, which)
         return seconds[0]

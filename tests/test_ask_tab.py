@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import ClassVar
 
 import gradio as gr
 import numpy as np
@@ -369,7 +370,7 @@ def test_stop_leaves_the_last_word_to_what_runs(studio: Studio) -> None:
 class PaintOrFetch(Paint):
     """Leases nothing for pictures."""
 
-    routes = (Route(("text",), "image"), Route(("image",), "image"))
+    routes: ClassVar[tuple[Route, ...]] = (Route(("text",), "image"), Route(("image",), "image"))  # type: ignore[assignment]
 
     def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
         return self.models if isinstance(inputs[0], Text) else ()

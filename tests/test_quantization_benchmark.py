@@ -48,7 +48,7 @@ def test_pictures_and_sounds_are_compared_in_decibels() -> None:
 
 
 def test_objects_and_texts_are_compared_by_surface_and_equality() -> None:
-    shape, moved = Mesh(CORNERS, SIDES), Mesh(CORNERS + np.float32([0, 0, 0.1]), SIDES)
+    shape, moved = Mesh(CORNERS, SIDES), Mesh(CORNERS + np.array([0, 0, 0.1], np.float32), SIDES)
     assert surface_distance(shape, shape) == 0 and surface_distance(moved, shape) == pytest.approx(0.1)
     words = differences([Text("a dog"), Text("a cat")], [Text("a dog"), Text("a cow")])
     assert words == {"equal_texts": 0.5}
