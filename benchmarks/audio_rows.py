@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.mel import log_mel
+from pipelines.audioldm.pipeline import AudioLDM
 from pipelines.base import Pipeline, Produced, Progress, Runtime, precision
 from pipelines.clipsonic.pipeline import CLIPSonic, picture_phrase
 from pipelines.media import Artifact, Audio, Image, Text
@@ -167,6 +168,7 @@ def rows(steps: int = STEPS) -> list[Row]:
         Row("CLIPSonic prior", "words", CLIPSonic.models, say["prior"]),
         Row("CLIPSonic mean shift", "words", CLIPSonic.models, say["mean_shift"]),
         Row("CLIPSonic zero-shot", "words", CLIPSonic.models, say["zero_shot"]),
+        Row("AudioLDM", "words", AudioLDM.models, _by_pipeline(AudioLDM(), _said, steps=steps)),
         Row("CLIPSonic zero-shot + noise", "words", ("picture-text", "sentence-encoder", "clipsonic", *PARTS), noisy),
     ]
 

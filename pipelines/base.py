@@ -237,6 +237,7 @@ class Registry:
 def installed_registry(profile: Literal["lite", "full"] = "lite") -> Registry:
     """The built-in pipelines that have models in the profile, then those that installed packages offer, then the plain
     edits. Where two can do a thing, the first does it."""
+    from pipelines.audioldm.pipeline import AudioLDM
     from pipelines.clipsonic.pipeline import CLIPSonic
     from pipelines.crossflow.pipeline import CrossFlow, CrossFlowMorph
     from pipelines.describe.pipeline import Describe
@@ -251,5 +252,6 @@ def installed_registry(profile: Literal["lite", "full"] = "lite") -> Registry:
     third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
     shapes = [] if profile == "lite" else [ShapE()]
     maps = SmallNeuroPictorPipeline() if profile == "lite" else NeuroPictorPipeline()
-    built_in = [CrossFlow(), CrossFlowMorph(), V2AMapper(), CLIPSonic(), *shapes, XBind(), Describe(), FMRI(), maps]
+    sounds = [V2AMapper(), AudioLDM(), CLIPSonic()]
+    built_in = [CrossFlow(), CrossFlowMorph(), *sounds, *shapes, XBind(), Describe(), FMRI(), maps]
     return Registry([*built_in, *third_party, *(edit() for edit in EDITS)])

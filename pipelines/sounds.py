@@ -1,4 +1,4 @@
-"""What both sound pipelines share: from vectors to finished sounds.
+"""What all pipelines of sounds share: from vectors to finished sounds.
 
 Shapes: B sounds of N samples, F frames and M bands; C channels, f frames and m bands of latents; D dimensions of a
 condition.
@@ -7,7 +7,7 @@ condition.
 from __future__ import annotations
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -22,7 +22,18 @@ from torch import Tensor
 
 from models.errors import UserError
 from models.mel import MelConfig
-from pipelines.base import ADVANCED, Params, Progress, Runtime, is_preview, precision
+from pipelines.base import (
+    ADVANCED,
+    Event,
+    Params,
+    Pipeline,
+    Produced,
+    Progress,
+    Runtime,
+    is_preview,
+    precision,
+    provenance,
+)
 from pipelines.crossflow.prompts import clean_prompt
 from pipelines.media import Artifact, Audio, Image, Video
 
@@ -46,7 +57,7 @@ COLOURS = np.array([(9, 11, 28), (72, 32, 118), (196, 62, 88), (248, 158, 72), (
 
 
 class SoundParams(Params):
-    """What both pipelines let a person choose."""
+    """What all of them let a person choose."""
 
     num_sounds: int = Field(1, ge=1, le=8, description="Variations to make at once, each from its own seed.")
     steps: int = Field(
@@ -63,6 +74,17 @@ class SoundParams(Params):
     def bridge_seeds(self) -> list[int]:
         """One a variation; others than its sound's, or a bridge's noise would be the beginning of its sound's noise."""
         return [seed ^ 1 << 20 for seed in self.seeds(self.num_sounds)]
+
+
+class SoundOfWordsParams(SoundParams):
+    """Of those that words alone may ask."""
+
+    duration: float = Field(USUAL, ge=SHORTEST, le=LONGEST, description="Seconds.")
+
+    @property
+    def sampling(self) -> float:
+        """What a run's time grows with."""
+        return self.num_sounds * self.steps * max(self.duration, USUAL)
 
 
 # ---------------------------------------------------------------------------------------------------- words, pictures
@@ -173,6 +195,25 @@ class SoundMaker:
         with precision(self.runtime.models):
             mels = self.autoencoder.decode(latents[:SHOWN])
         return mel_picture(mels[:, :frames], self.autoencoder.mel)
+
+
+def sounds_for(
+    pipeline: Pipeline,
+    generator: str,
+    inputs: Sequence[Sequence[Artifact]],
+    wanted: Sequence[Wanted],
+    params: SoundParams,
+    runtime: Runtime,
+) -> Iterator[Event]:
+    """Make what is ``wanted``, ``num_sounds`` for each of ``inputs``, by the model ``generator``."""
+    with ExitStack() as stack:
+        maker = SoundMaker.lease(generator, runtime, stack)
+        sounds = yield from maker.make(wanted, params.steps, params.guidance)
+    del maker  # its models may go now
+    for number, sound in enumerate(sounds):
+        which, index = divmod(number, params.num_sounds)
+        made_by = provenance(pipeline, inputs[which], params, runtime.models, index)
+        yield Produced(sound.with_provenance(made_by))
 
 
 def mel_picture(mels: Tensor, config: MelConfig) -> Image:

@@ -221,7 +221,7 @@ def test_missing_weights_are_named_in_one_line(manager: ModelManager, capsys: py
     lacking = ModelManager(specs, CPU, 0)
     assert missing(lacking, ("vocoder", "clipsonic")) == ["clipsonic"]
     left = {row.name for row in possible(lacking, rows())}
-    assert left == {"real clips", "real clips, coded and voiced", "true sound vector", "no mapper"}
+    assert left == {"real clips", "real clips, coded and voiced", "true sound vector", "AudioLDM", "no mapper"}
     said = capsys.readouterr().out
     assert said.count("\n") == 1 and said.startswith("Missing weights: clipsonic, v2a-mapper. Left out: V2A")
     assert len(possible(manager, rows())) == len(rows()) and not capsys.readouterr().out

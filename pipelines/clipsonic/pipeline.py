@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from typing import ClassVar, Literal, cast
 
 from pydantic import Field
 from torch import Tensor
 
 from models.errors import UserError
-from pipelines.base import ADVANCED, Event, Params, Pipeline, Produced, Progress, Route, Runtime, precision, provenance
+from pipelines.base import ADVANCED, Event, Params, Pipeline, Progress, Route, Runtime, precision
 from pipelines.media import Artifact, Image, Text
-from pipelines.sounds import LONGEST, SHORTEST, USUAL, SoundMaker, SoundParams, Wanted, clean_words
+from pipelines.sounds import SoundOfWordsParams, Wanted, clean_words, sounds_for
 from pipelines.spaces import picture_vector, words_vector
 
 BRIDGES = {"prior": "clipsonic-prior", "mean_shift": "clipsonic-mean-shift"}
@@ -26,8 +25,7 @@ OF_A_SOUND = re.compile(r"((the|a|some) )?(sounds?|noises?)( effects?)? of ", re
 OF_A_PICTURE = re.compile(r"((the|a) )?(photo|photograph|picture|image|drawing)s? of ", re.IGNORECASE)
 
 
-class CLIPSonicParams(SoundParams):
-    duration: float = Field(USUAL, ge=SHORTEST, le=LONGEST, description="Seconds.")
+class CLIPSonicParams(SoundOfWordsParams):
     bridge: Literal["prior", "zero_shot", "mean_shift"] = Field(
         "prior",
         description="How words become like a picture: a learned prior, not at all, or by the clouds' mean difference.",
@@ -37,7 +35,7 @@ class CLIPSonicParams(SoundParams):
 
 class CLIPSonic(Pipeline):
     name = "clipsonic"
-    title = "Sound from words"
+    title = "Sound from words, by pictures"
     summary = "Type what to hear, or show it. The sounds were learned from pictures alone, never from words."
     routes = (Route(("text",), "audio"), Route(("image",), "audio"))
     params_type = CLIPSonicParams
@@ -62,8 +60,7 @@ class CLIPSonic(Pipeline):
         return params.num_sounds, round(params.duration)
 
     def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
-        params = cast(CLIPSonicParams, params)
-        return params.num_sounds * params.steps * max(params.duration, USUAL)
+        return cast(CLIPSonicParams, params).sampling
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(CLIPSonicParams, params)
@@ -74,14 +71,7 @@ class CLIPSonic(Pipeline):
             conditions, note = _conditions(query, params, runtime)
             for condition, seed in zip(conditions, params.seeds(params.num_sounds), strict=True):
                 wanted.append(Wanted(condition, seed, params.duration, note))
-        with ExitStack() as stack:
-            maker = SoundMaker.lease("clipsonic", runtime, stack)
-            sounds = yield from maker.make(wanted, params.steps, params.guidance)
-        del maker  # its models may go now
-        for number, sound in enumerate(sounds):
-            which, index = divmod(number, params.num_sounds)
-            made_by = provenance(self, inputs[which], params, runtime.models, index)
-            yield Produced(sound.with_provenance(made_by))
+        yield from sounds_for(self, "clipsonic", inputs, wanted, params, runtime)
 
 
 def picture_phrase(words: str) -> str:

@@ -81,7 +81,7 @@ def test_words_become_a_sound_and_an_object_to_turn_around(page: Page, start: Ca
     say(page, "what does rain sound like?")
     expect(turn(page, 1).locator("sound-player")).to_be_visible()
     [sound] = kept(server, Audio)
-    assert sound.provenance is not None and sound.provenance.pipeline == "clipsonic"
+    assert sound.provenance is not None and sound.provenance.pipeline == "audioldm"
     assert np.abs(sound.samples).max() > 0.01 and loudness(sound.samples[0], 16_000) <= LOUDNESS + 0.5
 
     say(page, "a 3-D model of a wooden chair")

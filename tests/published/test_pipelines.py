@@ -16,6 +16,7 @@ from models.nets.audio_autoencoder import load_audio_autoencoder
 from models.nets.vocoder import load_vocoder
 from models.published_spaces import PublishedPictureText, PublishedSoundText, load_picture_space, load_sound_space
 from models.sound_generator import load_sound_generator
+from pipelines.audioldm.pipeline import AudioLDM
 from pipelines.base import Produced, Progress, Runtime
 from pipelines.clipsonic.pipeline import CLIPSonic
 from pipelines.describe.pipeline import Describe, in_words
@@ -79,6 +80,13 @@ def test_words_are_asked_for_by_the_published_space(folders: Path, tmp_path: Pat
     assert all(np.isfinite(samples).all() and samples.any() for samples in (*said, shown))
     assert not np.array_equal(said[0], said[1]) and not np.array_equal(said[1], shown)
     assert "sentence-encoder" not in resident(manager)
+
+
+def test_words_make_a_sound_by_published_weights_alone(folders: Path, tmp_path: Path) -> None:
+    manager = published_manager(folders, tmp_path)
+    rain, dog = (produced(manager, AudioLDM(), Text(words))[0].samples for words in ("rain", "a dog"))
+    assert set(resident(manager)) == {"sound-text", "sound-generator", "audio-autoencoder", "vocoder"}
+    assert np.isfinite(rain).all() and rain.any() and not np.array_equal(rain, dog)
 
 
 def test_vectors_in_a_pipeline_are_those_of_the_space(
