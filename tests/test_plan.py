@@ -93,6 +93,16 @@ def test_a_path_where_no_single_pipeline_does_it() -> None:
     assert [step.params for step in plan.steps] == [{"seed": 0}, {"seed": 0, "strength": 0.5}]
 
 
+def test_of_two_that_make_the_same_the_first_does_it_even_if_it_is_slower() -> None:
+    pipelines = [declared(name, "text>audio", "text text>video") for name in ("better", "faster")]
+
+    def seconds(pipeline: Pipeline) -> float:
+        return 90.0 if pipeline.name == "better" else 1.0
+
+    for goal in (Goal("audio", (APPLE,)), Goal("video", (APPLE, "text:a pear"))):
+        assert compile_plan([goal], Registry(pipelines), HERE, seconds).steps[0].op == "better"
+
+
 def test_the_fewer_lossy_hops_win_unless_they_take_far_longer() -> None:
     goal = [Goal("audio", (APPLE,))]
     assert wiring(compile_plan(goal, REGISTRY, HERE, seconds)) == [("speak", (APPLE,))]

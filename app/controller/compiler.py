@@ -141,7 +141,7 @@ def _path(goal: Goal, given: Sequence[str], registry: Registry, seconds: Seconds
         direct = [p for p in registry if not p.is_edit and p.accepts(given, goal.output)]
         if not direct:
             raise NoRouteError(goal.output, given, registry)
-        return [(min(direct, key=seconds), goal.output)]
+        return [(direct[0], goal.output)]
     tie = count()
     queue: list[tuple[float, int, str, list[tuple[Pipeline, str]]]] = [(0.0, next(tie), given[0], [])]
     settled: set[str] = set()
@@ -162,13 +162,14 @@ def _path(goal: Goal, given: Sequence[str], registry: Registry, seconds: Seconds
 
 
 def _ways_from(medium: str, registry: Registry) -> list[tuple[Pipeline, str]]:
-    return [
-        (pipeline, route.output)
-        for pipeline in registry
-        if not pipeline.is_edit
-        for route in pipeline.routes
-        if route.inputs == (medium,)
-    ]
+    """One pipeline for each medium that can be made in one step: the first registered, which is the better one, even
+    where another is faster."""
+    ways: dict[str, Pipeline] = {}
+    for pipeline in registry:
+        for route in pipeline.routes:
+            if not pipeline.is_edit and route.inputs == (medium,):
+                ways.setdefault(route.output, pipeline)
+    return [(pipeline, output) for output, pipeline in ways.items()]
 
 
 def _shown_by(medium: str, registry: Registry) -> list[tuple[Pipeline, str]]:
