@@ -58,7 +58,8 @@ def fit_subject(
     ``say`` is told what comes next, at most :data:`MOST_MESSAGES` times; what it raises ends the fit, and nothing is
     written then. Raises :class:`UserError` for what cannot be fitted.
     """
-    from models.nets.brain_decoder import CONFIG, load_brain_decoder
+    from models.nets.brain_decoder import BrainDecoder, load_brain_decoder
+    from models.nets.brain_subjects import CONFIG
     from pipelines.fmri.adapting import add_adapter, check_new, pairs_of, read_recording
 
     def load(key: str) -> Any:
@@ -68,6 +69,11 @@ def fit_subject(
         what = "a file" if target.is_file() else "a folder of weights as they were published"
         raise UserError(f"'{target.name[:60]}' is {what}.", "Choose another folder.")
     decoder = load_brain_decoder(target) if (target / CONFIG).is_file() else load(DECODER)
+    if not isinstance(decoder, BrainDecoder):
+        raise UserError(
+            "Adapters are fitted to the small brain decoder, and this one is of the published size.",
+            "Use the lite profile, without other weights for it.",
+        )
     check_new(decoder, subject)  # now, and not when all pictures have been looked at
     recording = read_recording(scans, pictures)
     pairs = pairs_of(recording, load("picture-text"), load("autoencoder"), say)

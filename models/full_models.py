@@ -77,7 +77,12 @@ def full_models(pixels: Pixels) -> list[ModelSpec]:
             "shape-autoencoder", "training.shape_autoencoder", "models.nets.shape_autoencoder", "load_shape_autoencoder"
         ),
         unpublished("view-diffusion", "training.view_diffusion", "models.nets.view_diffusion", "load_view_diffusion"),
-        unpublished("brain-decoder", "training.brain_decoder", "models.nets.brain_decoder", "load_brain_decoder"),
+        unpublished(
+            "brain-decoder",
+            "training.brain_decoder --size published",
+            "models.nets.token_decoder",
+            "load_subject_decoder",
+        ),
         neuropictor(),
         replace(next(spec for spec in lite_models() if spec.key == "category-decoder"), profile="full"),
         ModelSpec(

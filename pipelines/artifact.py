@@ -91,6 +91,10 @@ class Artifact(ABC):
     def decode(cls, data: bytes, suffix: str) -> Self:
         """The inverse of :meth:`encode`. Damaged data raises whatever the format's decoder raises."""
 
+    def called(self, name: str) -> Self:
+        """With what only the ``name`` of its file says; most media say all inside."""
+        return self
+
     def with_provenance(self, provenance: Provenance | None) -> Self:
         return replace(self, provenance=provenance)
 
@@ -143,7 +147,7 @@ def load_as(path: Path, suffix: str, choose: Callable[[bytes], type[AnyArtifact]
     """Read ``path`` as the artifact type that ``choose`` picks by the file's bytes; errors as :meth:`Artifact.load`."""
     data = _read_bytes(path)
     try:
-        artifact = choose(data).decode(data, suffix)
+        artifact = choose(data).decode(data, suffix).called(path.name)
     except UserError:
         raise
     except Exception as error:  # Decoders of damaged files raise anything, from KeyError to struct.error.

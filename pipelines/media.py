@@ -8,7 +8,7 @@ random serial number, and ``.mp4``, whose encoders are not exact to the last bit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from inspect import isabstract
 from pathlib import Path
 from typing import Self
@@ -34,6 +34,7 @@ from pipelines.formats.image import (
 from pipelines.formats.mesh import decode_mesh, encode_mesh, encode_textured_obj
 from pipelines.formats.scans.artifact import decode_scan, encode_scan
 from pipelines.formats.scans.files import UNKNOWN, UPLOADED
+from pipelines.formats.scans.surfaces import space_called
 from pipelines.formats.video import decode_video, encode_video
 
 __all__ = [
@@ -263,8 +264,9 @@ class BrainScan(Artifact):
 
     All formats are lossless; a NIfTI file holds at most 32767 values along an axis. Loading a scan of another program
     gives ``"unknown"`` for what its file does not say, and the numbers as they are stored. It also reads NumPy arrays,
-    volumes in MGH, CIFTI-2 (the cortex), and the first 64 trials of NSD's HDF5. Betas with their mask, and two
-    hemispheres, are read by :func:`pipelines.formats.scans.betas.read_betas`.
+    volumes in MGH, CIFTI-2 (the cortex: all vertices of both hemispheres, 0 where the file has none), one hemisphere
+    in GIFTI or MGH, and the first 64 trials of NSD's HDF5. Betas with their mask, and two hemispheres, are read by
+    :func:`pipelines.formats.scans.betas.read_betas`.
     """
 
     medium = "scan"
@@ -294,6 +296,10 @@ class BrainScan(Artifact):
     def decode(cls, data: bytes, suffix: str) -> Self:
         values, space, subject, units, origin, note, affine = decode_scan(data)
         return cls(values, space, subject, units, origin, affine, provenance=provenance_of(note))
+
+    def called(self, name: str) -> Self:
+        """Of one hemisphere that does not say which it is, the side may stand in the file's name ("lh.betas.mgh")."""
+        return replace(self, space=space_called(self.space, name))
 
 
 MEDIA: tuple[type[Artifact], ...] = (Text, Image, Audio, Video, Mesh, BrainScan)

@@ -20,6 +20,7 @@ from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from models.nets.brain_decoder import BrainDecoder, BrainDecoderConfig, load_brain_decoder
 from models.nets.brain_fitting import Pairs, solve_linear
+from models.nets.brain_subjects import Decoded
 from pipelines.base import Produced, Progress, Runtime
 from pipelines.fmri.cortex import draw_scan
 from pipelines.fmri.flat_map import known_places
@@ -247,10 +248,10 @@ def test_what_cannot_be_decoded_is_said_plainly(
 
 
 def test_a_decoder_of_other_latents_than_the_painters_is_refused(brain: Brain, monkeypatch: pytest.MonkeyPatch) -> None:
-    def finer(*given: Any, **named: Any) -> torch.Tensor:
-        return torch.zeros(1, 8, 32, 32)
+    def of_more_channels(subject: str, values: torch.Tensor) -> Decoded:
+        return Decoded(F.normalize(torch.ones(len(values), 256), dim=1), torch.zeros(len(values), 9, 8, 8))
 
-    monkeypatch.setattr("pipelines.fmri.pipeline.F.interpolate", finer)
+    monkeypatch.setattr(brain.decoder, "decode", of_more_channels)
     with pytest.raises(UserError, match="do not mean the same by latents"):
         made(brain, brain.scan(0))
     assert all(row.leases == 0 for row in brain.manager.status())
@@ -325,7 +326,7 @@ def test_without_a_region_is_lost_what_it_tells(brain: Brain) -> None:
         readings = [read(brain.scan_of_s7(row), params, Runtime(brain.manager)) for row in range(0, 60, 5)]
         seen = [brain.decoder.nearest(brain.pairs.semantic[row][None], 1)[0][0].sentence for row in range(0, 60, 5)]
         named[without] = sum(reading.sentence == sentence for reading, sentence in zip(readings, seen, strict=True))
-        looks = torch.cat([F.avg_pool2d(reading.look, 2) for reading in readings if reading.look is not None])
+        looks = torch.cat([reading.look for reading in readings if reading.look is not None])
         both = torch.stack([looks.flatten(), low_level[0:60:5].flatten()])
         likeness[without] = float(torch.corrcoef(both)[0, 1])
     assert named["none"] >= 8 and named["early"] >= 8 and named["higher"] <= 1
@@ -385,3 +386,13 @@ def test_the_nearest_of_the_known_pictures_are_found_and_those_of_nothing_are_no
 def test_no_known_picture_is_near_to_a_kind_of_thing(brain: Brain) -> None:
     with pytest.raises(UserError, match="only the kind of thing is decoded"):
         made(brain, BrainScan.load(MEASURED_EXAMPLES[0]), show="nearest pictures")
+
+
+@pytest.mark.parametrize(("space", "count"), [("fsaverage5 left", 10_242), ("fs_LR 32k", 64_984)])
+def test_numbers_on_a_surface_are_drawn_and_not_decoded(brain: Brain, space: str, count: int) -> None:
+    scan = BrainScan(np.linspace(-1, 1, count, dtype=np.float32), space, "unknown", Z_SCORED)
+    picture, words = made(brain, scan, show="activity")
+    assert isinstance(picture, Image) and isinstance(words, Text) and f"from {space}" in words.text
+    for show in ("picture", "nearest pictures"):
+        with pytest.raises(UserError, match=rf"\({space}\) cannot be decoded.*Set 'show' to 'activity' to see them"):
+            made(brain, scan, show=show)

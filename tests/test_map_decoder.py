@@ -14,7 +14,7 @@ from models.errors import UserError
 from models.nets.brain_decoder import LOW_LEVEL
 from models.nets.map_decoder import MapDecoder, MapDecoderConfig, load_map_decoder
 from pipelines.fmri.flat_map import known_places
-from pipelines.neuropictor.maps import SIDE, painted, pixels_of, rectangles
+from pipelines.neuropictor.maps import SIDE, maps_of, pixels_of, rectangles
 from tests.tiny_brains import tiny_world
 from training.brain_decoder import Recording, World, batches, record, score
 from training.loop import optimizer_groups
@@ -61,7 +61,7 @@ def test_neighbours_see_neighbouring_parts_of_the_picture() -> None:
 def test_painted_maps_show_what_the_voxels_say_and_nothing_around() -> None:
     shown = torch.from_numpy(pixels_of("S1"))
     values = torch.randn(3, len(known_places()["S1"].area))
-    maps = painted(values, shown)
+    maps = maps_of(values, shown)
     assert maps.shape == (3, 1, SIDE, SIDE) and (maps[:, 0, shown < 0] == 0).all()
     row, column = 20, 40
     assert torch.equal(maps[:, 0, row, column], values[:, shown[row, column]])

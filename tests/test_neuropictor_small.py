@@ -18,7 +18,7 @@ from PIL import Image as PillowImage
 from models.catalog import catalog
 from models.errors import UserError
 from models.manager import ModelManager
-from models.nets.brain_decoder import similarities
+from models.nets.brain_subjects import similarities
 from models.nets.map_decoder import MapDecoder
 from models.neuropictor_lite import SmallNeuroPictor
 from pipelines.base import Produced, Runtime, installed_registry
@@ -26,7 +26,7 @@ from pipelines.fmri.flat_map import known_places
 from pipelines.fmri.pipeline import GUIDED, OF_SIMULATION
 from pipelines.formats.scans.files import MAP, PERCENT, SIMULATED, Z_SCORED
 from pipelines.media import Artifact, BrainScan, Image, Text
-from pipelines.neuropictor.maps import SIDE, painted, pixels_of
+from pipelines.neuropictor.maps import SIDE, maps_of, pixels_of
 from pipelines.neuropictor.pipeline import OF_NOTHING, READ_BY, NeuroPictorParams
 from pipelines.neuropictor.small import SmallNeuroPictorPipeline, activity_in
 from tests.tiny_models import CPU
@@ -59,7 +59,7 @@ def example() -> BrainScan:
 
 def as_map(values: torch.Tensor) -> np.ndarray:
     """Voxels of S1 (N, V) as files have maps: (N, 1, 256, 256), each pixel four times as high and wide."""
-    maps = painted(values, torch.from_numpy(pixels_of("S1")))
+    maps = maps_of(values, torch.from_numpy(pixels_of("S1")))
     return torch.nn.functional.interpolate(maps, 256, mode="nearest").numpy()
 
 

@@ -1,6 +1,7 @@
 """Recipe of ``assets/weights/brain-decoder-lite``: what was seen, from simulated brain activity (STTM in small).
 
     python -m training.brain_decoder --data FOLDER
+    python -m training.brain_decoder --size published ...    # ``training.token_decoder`` says how
 
 Seven subjects of the simulator (``sim-v1``) have each seen 1,300 training pictures once, no two the same, and 600
 held-out pictures, each of another concept, three times: 300 to validate with while it trains, and 300 to test in the
@@ -54,6 +55,9 @@ from training.images import to_tensor
 from training.loop import STATE, Metrics, Schedule, optimizer_groups, shuffled_batches, train
 from training.pictures import Pictures, data_folder, load_pictures, verify_checksums
 from training.publish import write_sums
+from training.token_decoder import STEPS as PUBLISHED_STEPS
+from training.token_decoder import SUBJECTS as PUBLISHED_SUBJECTS
+from training.token_decoder import train_published
 
 SEED, STEPS, BATCH = 71, 500, 32  # trials of each subject in a step
 NAME = "brain-decoder"
@@ -329,11 +333,21 @@ def write_rows(name: str, rows: Mapping[str, object]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the picture tables")
-    parser.add_argument("--steps", type=int, default=STEPS)
+    parser.add_argument("--steps", type=int, help=f"{STEPS} if not given; {PUBLISHED_STEPS:,} of the published size")
+    parser.add_argument("--size", choices=("lite", "published"), default="lite")
+    published = parser.add_argument_group("for --size published")
+    published.add_argument("--nsd", type=Path, help="folder of the Natural Scenes Dataset, in its own layout")
+    published.add_argument("--clip", type=Path, help="folder of clip-vit-large-patch14")
+    published.add_argument("--autoencoder", type=Path, help="folder of sd-vae-ft-ema")
+    published.add_argument("--out", type=Path, help="folder for the weights")
+    published.add_argument("--subjects", type=int, nargs="+", choices=range(1, 9), default=PUBLISHED_SUBJECTS)
     arguments = parser.parse_args()
+    if arguments.size == "published":
+        train_published(arguments)
+        return
     world = load_world(data_folder(arguments.data))
     recordings = [record(world, name) for name in SUBJECTS]
-    decoder = train_decoder(world, recordings, arguments.steps)
+    decoder = train_decoder(world, recordings, arguments.steps or STEPS)
     rows = compare(world, recordings, decoder)
     write_rows("comparison", {**rows, "chance": {"guess": chance(len(world.held_out["test"]))}})
     for name, ways in rows.items():

@@ -22,6 +22,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.errors import UserError
 from models.packing import save_half
 from models.text_encoder import load_text_encoder
 from training.images import to_tensor
@@ -30,7 +31,9 @@ from training.pictures import Picture, Pictures, data_folder, load_pictures, ver
 from training.publish import write_sums
 
 WEIGHTS = Path("assets/weights")
+CONFIG = "config.json"
 SEED, BATCH, SIZE, WIDTHS = 31, 128, 64, (48, 96, 192, 256)
+SIZES = {"size": SIZE, "widths": [*WIDTHS], "features": 256}  # what the config says
 
 
 class ResidualBlock(nn.Module):
@@ -114,6 +117,9 @@ def sentence_table(concepts: list[str]) -> Tensor:
 
 
 def load_evaluator(folder: Path = WEIGHTS / "evaluator") -> Evaluator:
+    """Raises :class:`UserError` for a folder of another model, or of one of other sizes."""
+    if not (folder / CONFIG).is_file() or json.loads((folder / CONFIG).read_text()) != SIZES:
+        raise UserError(f"'{folder}' is no judge of pictures of these sizes.", "Run 'python -m training.evaluator'.")
     model = Evaluator()
     model.load_state_dict(load_file(folder / "model.safetensors"))
     return model.eval()
@@ -166,7 +172,7 @@ def main() -> None:
     target = WEIGHTS / "evaluator"
     target.mkdir(parents=True, exist_ok=True)
     save_half(weights, target / "model.safetensors")
-    (target / "config.json").write_text(json.dumps({"size": SIZE, "widths": WIDTHS, "features": 256}) + "\n")
+    (target / CONFIG).write_text(json.dumps(SIZES) + "\n")
     write_sums(target)
 
 

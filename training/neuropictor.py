@@ -27,7 +27,7 @@ from models.nets.brain_decoder import BrainDecoder, Decoded, load_brain_decoder
 from models.nets.brain_fitting import Pairs, contrastive_loss, mix, regression_loss, soft_shares
 from models.nets.brain_measures import Ridge
 from models.nets.map_decoder import MapDecoder, MapDecoderConfig
-from pipelines.neuropictor.maps import painted, pixels_of
+from pipelines.neuropictor.maps import maps_of, pixels_of
 from training.brain_decoder import (
     MIXED,
     NEW_SUBJECT,
@@ -70,7 +70,7 @@ def read_maps(decoder: MapDecoder, recording: Recording) -> Decode:
     shown = torch.from_numpy(pixels_of(recording.subject.name))
 
     def decode(values: Tensor) -> Decoded:
-        return decoder.decode(painted(values, shown))
+        return decoder.decode(maps_of(values, shown))
 
     return decode
 
@@ -88,7 +88,7 @@ def map_loss(
         shares = torch.block_diag(*(share for _, share in mixtures))
     else:
         shares = soft_shares(semantic, decoder.center)
-    maps = torch.cat([painted(one.values, where) for one, where in zip(seen, shown, strict=True)])
+    maps = torch.cat([maps_of(one.values, where) for one, where in zip(seen, shown, strict=True)])
     decoded = decoder(maps)
     contrast = contrastive_loss(decoded.semantic, semantic, shares, decoder.center)
     regression = regression_loss(decoded, *(torch.cat(parts) for parts in zip(*(one[1:] for one in seen), strict=True)))
@@ -166,14 +166,14 @@ def compare_routes(
 def read_flat(ridge: Ridge, recording: Recording) -> Decode:
     """The same for what :func:`ridge_on_maps` gives."""
     shown = torch.from_numpy(pixels_of(recording.subject.name))
-    return lambda values: ridge.decode(painted(values, shown).flatten(1))
+    return lambda values: ridge.decode(maps_of(values, shown).flatten(1))
 
 
 def ridge_on_maps(world: World, recordings: Sequence[Recording]) -> Ridge:
     """What a straight line makes of the maps of all these subjects together, (B, 4096) each."""
     parts = [recording.pairs(world) for recording in recordings]
     maps = [
-        painted(pairs.values, torch.from_numpy(pixels_of(recording.subject.name))).flatten(1)
+        maps_of(pairs.values, torch.from_numpy(pixels_of(recording.subject.name))).flatten(1)
         for pairs, recording in zip(parts, recordings, strict=True)
     ]
     pairs = Pairs(torch.cat(maps), *(torch.cat(same) for same in zip(*(part[1:] for part in parts), strict=True)))

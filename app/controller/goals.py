@@ -12,6 +12,7 @@ from app.controller.lexicon import PHRASES
 from app.controller.references import points_at_history, referred
 from app.controller.request import Item, Request
 from app.controller.slots import MAX_WORDS_LENGTH, QUOTED, Clause, clauses, mention
+from app.controller.ways import way_goal
 from pipelines.base import Registry
 
 WORDS = "text:"
@@ -45,7 +46,9 @@ def new_goals(
     ``slots``: the words for a medium, where they were read; rules find the others'.
     """
     parts = clauses(request.prompt) or [Clause(request.prompt, "")]
-    ordered = sorted(wanted, key=lambda medium: _position(parts, medium))
+    shown = way_goal(request, registry)
+    first = shown.output if shown else None  # its medium is often not named
+    ordered = sorted(wanted, key=lambda medium: (medium != first, _position(parts, medium)))
     goals: list[Goal] = []
     words = ""
     for medium in ordered:
@@ -57,6 +60,8 @@ def new_goals(
         earlier = _earlier_goal(goals, part, medium, registry)
         if earlier is not None:
             goals.append(Goal(medium, (f"{GOAL}{earlier + 1}",)))
+        elif shown is not None and medium == shown.output:
+            goals.append(shown)
         elif source := _given(request, part, medium, registry, bool(part.content)):
             goals.append(Goal(medium, source))
         else:

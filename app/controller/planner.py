@@ -17,6 +17,7 @@ from app.controller.request import Item, Request
 from app.controller.routers import Router
 from app.controller.rules import SURE, Scores, introduces, rule_scores
 from app.controller.slots import clauses
+from app.controller.ways import ways_said
 from models.errors import UserError
 from pipelines.base import Registry
 
@@ -90,6 +91,8 @@ class Controller:
     def _read(self, request: Request) -> tuple[Request, Scores]:
         """Who only names a thing wants it made. Where that is read as anything else, or in doubt, the rules read it, as
         if nothing were there yet."""
+        if ways_said(request):  # no model was taught what pipelines can show
+            return request, rule_scores(request, self.media)
         scores = self.router.score(request, self.media)
         latest = [item.medium for item in request.in_focus()[:1]]
         # A picture or a sound can be made once more of other words; what was said of something is about that alone.
@@ -120,7 +123,7 @@ class Controller:
         return self._ask(request, scores)
 
     def _new(self, request: Request, wanted: tuple[str, ...], scores: Scores, seed: int) -> Answer:
-        if _missing_reference(request):
+        if _missing_reference(request) and not ways_said(request):
             return Answer("ask", (), scores, sentence=NOTHING, choices=self._examples())
         slots, note = self._read_slots(request, wanted)
         goals = new_goals(request, wanted, self.registry, slots)

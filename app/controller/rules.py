@@ -12,6 +12,7 @@ from app.controller.lexicon import NOUNS, ORDINALS, PHRASES, SCAFFOLD, VERBS
 from app.controller.references import content_words
 from app.controller.request import ACTS, Item, Request
 from app.controller.slots import Clause, clauses, mention
+from app.controller.ways import ways_said
 from app.controller.wishes import is_question, sources, wishes, without_greeting
 
 SURE, LIKELY, UNLIKELY = 0.95, 0.8, 0.05
@@ -81,6 +82,9 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, set[str], floa
         return "ask", set(), SURE
     if request.history and PHRASES["undo"].match(prompt):
         return "undo", set(), SURE
+    if ways_said(request):
+        # What shows it says something too, and pictures that are near to it are no further wish.
+        return "new", {"image"} | wishes(parts, media, True) - {"text"}, SURE
     wanted = wishes(parts, media, bool(request.uploads or request.history))
     around = [*request.uploads, *(item.medium for item in request.in_focus())]
     edited = edited_medium(parts, wanted, around)

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import UserError
-from models.nets.brain_decoder import BrainDecoder, Decoded, SubjectAdapter, similarities
+from models.nets.brain_decoder import BrainDecoder
+from models.nets.brain_subjects import Decoded, SubjectAdapter, similarities
 
 TEMPERATURE = 0.07
 MIX_SHARE, MIX_SHAPE = 0.5, 0.15  # of the scans that are mixed; of the beta distribution of the weights

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.nets.brain_decoder import LOW_LEVEL, SEMANTIC, Decoded, similarities
+from models.nets.brain_decoder import LOW_LEVEL, SEMANTIC
 from models.nets.brain_fitting import HELD_BACK, PENALTIES, Pairs
+from models.nets.brain_subjects import Decoded, similarities
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.errors import UserError
-from models.nets.brain_decoder import CONFIG, LOW_LEVEL, SEMANTIC, WEIGHTS, Decoded
+from models.nets.brain_decoder import LOW_LEVEL, SEMANTIC
+from models.nets.brain_subjects import CONFIG, WEIGHTS, Decoded
 from models.nets.neuropictor import (
     ControlMapper,
     ControlMapperConfig,

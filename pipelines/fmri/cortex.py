@@ -2,8 +2,8 @@
 
 - A simulated brain: a flat map of its visual cortex, each voxel a cell (:mod:`pipelines.fmri.flat_map`).
 - The measured one (Haxby et al. 2001): its slice.
-- Numbers on all vertices of fsaverage5, 6 or 7, or a volume that is of MNI space by its size: the inflated surface
-  (:mod:`pipelines.fmri.inflated`).
+- Numbers on the vertices of fsaverage5, 6 or 7 or of fs_LR 32k, of both hemispheres or of one, or a volume that is of
+  MNI space by its size: the inflated surface (:mod:`pipelines.fmri.inflated`).
 - A map of the cortex, or another volume: itself, and slices of it.
 - Any other: of its values how many are how large. Where they belong, nothing here knows.
 
@@ -240,10 +240,10 @@ def _measured(shown: _Shown) -> Drawing:
 # --------------------------------------------------------------------------------------------------------- surfaces
 
 
-def _inflated(shown: _Shown, sides: tuple[np.ndarray, np.ndarray], note: str) -> Drawing:
+def _inflated(shown: _Shown, sides: inflated.Sides, note: str) -> Drawing:
     """``sides``: numbers on fsaverage5."""
-    limit = limit_of(np.concatenate(sides))
-    sheet = Sheet(inflated.HEIGHT, shown.title, note)
+    limit = limit_of(np.concatenate([*sides.values()]))
+    sheet = Sheet(inflated.height_of(sides), shown.title, note)
     inflated.paint(sheet, sides, limit)
     sheet.scale(limit, shown.units)
     return shown.drawn(sheet, note, limit)

@@ -1,8 +1,10 @@
 """Activity on an inflated cortex, from outside and from between the hemispheres: the average of forty people's brains.
 
 The surface is fsaverage5, 10,242 vertices a hemisphere, which the package nilearn carries; the finer fsaverage6 and 7
-begin with the same vertices. A volume in MNI space lies close to it: each vertex gets the mean along the way through
-the grey matter, from the white to the pial surface. Grey is the depth of the folds, dark in the valleys.
+begin with the same vertices. Of the other common surface, fs_LR 32k, it is known which vertex lies nearest to each of
+these when both are spheres, folds upon folds (``training.fs_lr_places``). A volume in MNI space lies close to it: each
+vertex gets the mean along the way through the grey matter, from the white to the pial surface. Grey is the depth of the
+folds, dark in the valleys.
 
 Shapes: V = 10,242 vertices of one hemisphere.
 """
@@ -10,17 +12,21 @@ Shapes: V = 10,242 vertices of one hemisphere.
 from __future__ import annotations
 
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import nibabel
 import numpy as np
 
+from models.errors import UserError
 from pipelines.fmri.canvas import HEADING, LABEL, MARGIN, WIDTH, Sheet, colours
 from pipelines.formats.mesh_views import Frame, MeshViews
-from pipelines.formats.scans.files import VERTICES
+from pipelines.formats.scans.files import VERTICES, surface_of
 
 VERTICES_DRAWN = 10_242
-SURFACES = {name: count for count, name in VERTICES.items() if name.startswith("fsaverage")}
+COUNTS = {name: count for count, name in VERTICES.items()}  # of one hemisphere
+FS_LR = "fs_LR 32k"
+NEAREST = Path(__file__).parents[2] / "assets" / "cortex" / "fs-lr-32k.npz"
 # Volumes that programs resample to MNI space, and the sides of their voxels in millimetres: FSL and SPM, fMRIPrep's
 # (2009c), nilearn's.
 MNI_GRIDS: dict[tuple[int, ...], float] = {
@@ -41,7 +47,6 @@ DEPTHS = 5  # samples on the way through the grey matter
 VALLEY, HILL = 128, 206  # greys
 ROOM = 560  # pixels of a view, square
 ROW = 400  # of it, as much as has a brain in it
-HEIGHT = 40 + 2 * ROW  # of all four
 OPAQUE = 0.4  # of the scale's end: fainter activity lets the folds through
 FOLDED = 0.35  # sulcal depth from which on a valley is as dark as can be
 
@@ -58,8 +63,8 @@ class Hemisphere(NamedTuple):
 
 
 @cache
-def fsaverage5() -> tuple[Hemisphere, Hemisphere]:
-    """The left and the right one, out of nilearn; a second the first time."""
+def fsaverage5() -> dict[str, Hemisphere]:
+    """ "left" and "right", out of nilearn; a second the first time."""
     from nilearn.datasets import load_fsaverage, load_fsaverage_data
 
     meshes = load_fsaverage("fsaverage5")
@@ -73,16 +78,41 @@ def fsaverage5() -> tuple[Hemisphere, Hemisphere]:
         faces = np.asarray(meshes["inflated"].parts[side].faces)
         return Hemisphere(inflated, white, pial, faces, np.asarray(depths[side], np.float64))
 
-    return hemisphere("left"), hemisphere("right")
+    return {side: hemisphere(side) for side in ("left", "right")}
 
 
-def on_surface(space: str, values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """Of numbers on both hemispheres of a surface, the left one first, those on fsaverage5: (V,) each. ``None`` for
-    other surfaces, and where some vertices are missing."""
-    count = SURFACES.get(space)
-    if count is None or values.shape != (2 * count,):
+Sides = dict[str, np.ndarray]  # "left", "right" or both: numbers (V,), NaN where there are none
+
+
+def on_surface(space: str, values: np.ndarray) -> Sides | None:
+    """Of numbers on a surface's vertices, those on fsaverage5. Both hemispheres' stand one after the other, the left
+    one's first. ``None`` for what is no surface, and where some vertices are missing.
+
+    Raises :class:`UserError` for one hemisphere of which nobody says which it is.
+    """
+    known = surface_of(space)
+    if known is None:
         return None
-    return values[:VERTICES_DRAWN], values[count : count + VERTICES_DRAWN]
+    surface, side = known
+    count = COUNTS[surface]
+    if values.shape != ((2 if side == "both" else 1) * count,):
+        return None
+    if side is None:
+        raise UserError(
+            f"Which hemisphere these {count:,} numbers are of is not said.",
+            "Begin the file's name with 'lh.' or 'rh.'.",
+        )
+    halves = {"left": values[:count], "right": values[-count:]}
+    return {name: half[chosen_vertices(surface, name)] for name, half in halves.items() if side in ("both", name)}
+
+
+@cache
+def chosen_vertices(surface: str, side: str) -> np.ndarray:
+    """(V,): which of a hemisphere's vertices are drawn, those of fsaverage5 or the nearest."""
+    if surface != FS_LR:
+        return np.arange(VERTICES_DRAWN)
+    with np.load(NEAREST, allow_pickle=False) as stored:
+        return stored[side].astype(np.int64)
 
 
 def is_mni(shape: tuple[int, ...], affine: np.ndarray) -> bool:
@@ -91,32 +121,38 @@ def is_mni(shape: tuple[int, ...], affine: np.ndarray) -> bool:
     return side is not None and np.allclose(np.abs(affine[:3, :3]), side * np.eye(3), atol=1e-3)
 
 
-def from_volume(values: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """A volume (X, Y, Z) in MNI space on fsaverage5: (V,) each, NaN where the surface leaves the volume."""
+def from_volume(values: np.ndarray, affine: np.ndarray) -> Sides:
+    """A volume (X, Y, Z) in MNI space on fsaverage5, NaN where the surface leaves the volume."""
     from nilearn.surface import InMemoryMesh, vol_to_surf
 
     image = nibabel.Nifti1Image(np.asarray(values, np.float32), affine)
-    left, right = (
-        vol_to_surf(
+    return {
+        name: vol_to_surf(
             image,
             InMemoryMesh(side.pial, side.faces),
             inner_mesh=InMemoryMesh(side.white, side.faces),
             depth=np.linspace(0, 1, DEPTHS),
         )
-        for side in fsaverage5()
-    )
-    return left, right
+        for name, side in fsaverage5().items()
+    }
 
 
-def paint(sheet: Sheet, sides: tuple[np.ndarray, np.ndarray], limit: float) -> None:
-    """Four views of numbers (V,) on the left and the right hemisphere, NaN where there are none: from outside above,
-    from between them below."""
-    for column, (hemisphere, values, name) in enumerate(zip(fsaverage5(), sides, ("left", "right"), strict=True)):
+def height_of(sides: Sides) -> int:
+    """Of what :func:`paint` draws, in pixels."""
+    return 40 + len(sides) * ROW
+
+
+def paint(sheet: Sheet, sides: Sides, limit: float) -> None:
+    """Two views of each hemisphere that there is, from outside and from between the two: of both, one below the other;
+    of one, side by side."""
+    for place, (name, values) in enumerate(sides.items()):
+        hemisphere = fsaverage5()[name]
         x, y, z = hemisphere.inflated.T
         views = MeshViews(np.stack([x, z, -y], 1), hemisphere.faces, painted(hemisphere.depth, values, limit))
         frame = Frame(np.zeros(2), 2 * float(np.abs(y).max()))
-        for row, (azimuth, seen) in enumerate(((270, "outside"), (90, "inside"))):
+        for number, (azimuth, seen) in enumerate(((270, "outside"), (90, "inside"))):
             drawn = views.drawn(ROOM, azimuth if name == "left" else azimuth - 180, 0, frame)
+            column, row = (place, number) if len(sides) > 1 else (number, 0)
             left, top = MARGIN + column * (WIDTH - 2 * MARGIN - ROOM), HEADING + 40 + row * ROW
             edge = (ROOM - ROW) // 2
             sheet.paste(drawn[edge : edge + ROW], left, top)

@@ -19,7 +19,7 @@ import torch
 from PIL import Image as PillowImage
 from torch import Tensor
 
-from models.nets.brain_decoder import similarities
+from models.nets.brain_subjects import similarities
 from pipelines.fmri.canvas import FAINT, HEADING, INK, LABEL, MARGIN, WIDTH, Sheet, colours
 
 FOLDER = Path(__file__).parents[2] / "assets" / "known-pictures"

@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.errors import UserError
-from models.nets.brain_decoder import BrainDecoder
+from models.nets.brain_subjects import SubjectDecoder
 from models.nets.category_decoder import SUBJECT as MEASURED_SUBJECT
 from models.nets.crossflow import FAINT
 from pipelines.base import (
@@ -48,7 +48,7 @@ from pipelines.fmri.flat_map import GROUPS, known_places
 from pipelines.fmri.known_pictures import draw_neighbours, known_pictures
 from pipelines.fmri.trials import AS_SAID, Units, chosen_trials, trials_of, whose
 from pipelines.formats.scans.checks import SCALE
-from pipelines.formats.scans.files import MEASURED, RAW, SIMULATED, Z_SCORED
+from pipelines.formats.scans.files import MEASURED, RAW, SIMULATED, Z_SCORED, surface_of
 from pipelines.formats.scans.subjects import is_simulated
 from pipelines.media import Artifact, BrainScan, Image, Text
 
@@ -57,6 +57,7 @@ NEAREST = 5
 OF_SIMULATION = "Simulated brain data (sim-v1): computed from the picture, not measured in a person."
 OF_SIMULATED_SUBJECT = "Read as a simulated brain (sim-v1), the only kind that the decoder knows."
 OF_ADAPTED_SUBJECT = "Read by an adapter to a decoder that learnt from simulated brains (sim-v1) alone."
+OF_MEASURED_SUBJECT = "Read by a decoder that learnt from a few people's fMRI (NSD); other people's it reads badly."
 OF_MEASUREMENT = "Measured fMRI, Haxby et al. 2001, one slice, 8 categories."
 OF_UPLOAD = "An uploaded scan of unknown places."
 GUIDED = "Guided by decoded features; it is not what a person saw, and not for diagnosis."
@@ -169,8 +170,8 @@ def _seen_before(
 @dataclass(frozen=True)
 class Reading:
     """``sentence``: what was decoded, for the painter; ``semantic`` (D,): where that lies among pictures, if more than
-    a category was decoded; ``look``: latents (1, C, H, W) that a picture like it may start
-    from, if that was decoded; ``words``: all that is to be said of it; ``badge``: what kind of data it is of."""
+    a category was decoded; ``look``: latents (1, C, H, W), of any size, that a picture like it may start from, if that
+    was decoded; ``words``: all that is to be said of it; ``badge``: what kind of data it is of."""
 
     sentence: str
     semantic: Tensor | None
@@ -189,19 +190,20 @@ def painted(reading: Reading, params: FMRIParams, painter: Painter) -> Generator
     the painter's."""
     mean, log_variance, _ = painter.encode(reading.sentence, params.style)
     if reading.look is not None:
-        if reading.look.shape != mean.shape:
+        if reading.look.shape[1] != mean.shape[1]:
             raise UserError(
-                "The brain decoder and the painter do not mean the same by latents.", "Take both from the lite profile."
+                "The brain decoder and the painter do not mean the same by latents.", "Take both from one profile."
             )
-        mean = torch.lerp(mean, reading.look.to(mean), params.strength)
+        look = F.interpolate(reading.look, mean.shape[2:], mode="bilinear")
+        mean = torch.lerp(mean, look.to(mean), params.strength)
     source = painter.drawn(mean, log_variance, params.seeds(params.num_images))
     note = f"Painting {reading.sentence}"
     return (yield from painter.paint(source, params.num_inference_steps, params.guidance_scale, note))
 
 
 def look_of(low_level: Tensor) -> Tensor:
-    """Decoded latents (1, 8, 8, 8) as faint as the sources that the painter was trained on, (1, 8, 16, 16)."""
-    return FAINT * F.interpolate(low_level, scale_factor=2, mode="bilinear")
+    """Decoded latents (1, C, H, W) as faint as the sources that the painter was trained on."""
+    return FAINT * low_level
 
 
 def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
@@ -209,10 +211,11 @@ def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
     with runtime.lease("brain-decoder") as decoder:
         subject, values, left_out = _standardised(scan, params, decoder)
         found = decoder.decode(subject, values.to(runtime.models.device))
-        others = decoder.decode(subject, _shuffles(values[0]).to(runtime.models.device)).semantic
+        others = decoder.vectors(subject, _shuffles(values[0]).to(runtime.models.device))
         [concepts] = decoder.nearest(found.semantic, NEAREST)
         share = float((decoder.likeness(others).amax(1) < concepts[0].cosine).float().mean())
-    notes = [*left_out, *_notes(params, _badge(scan, subject), GUIDED)]
+        badge = _badge(scan, subject, decoder)
+    notes = [*left_out, *_notes(params, badge, GUIDED)]
     nearest = ", ".join(f"{concept.name} {concept.cosine:.2f}" for concept in concepts)
     lines = [
         f"Perhaps {concepts[0].sentence}",
@@ -235,11 +238,17 @@ def looked_up(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> tuple[np
         )
     known = known_pictures()
     with runtime.lease("brain-decoder") as decoder:
+        if known.vectors.shape[1] != len(decoder.center):
+            raise UserError(
+                "This brain decoder and the known pictures do not mean the same by vectors.",
+                "Show the picture or the activity, or use the lite profile.",
+            )
         subject, values, left_out = _standardised(scan, params, decoder)
         both = torch.cat([values, _shuffles(values[0])]).to(runtime.models.device)
-        semantic = decoder.decode(subject, both).semantic
+        semantic = decoder.vectors(subject, both)
         found = known.nearest(semantic[:1], semantic[1:], decoder.center)
-    notes = [*left_out, *_notes(params, _badge(scan, subject), LOOKED_UP)]
+        badge = _badge(scan, subject, decoder)
+    notes = [*left_out, *_notes(params, badge, LOOKED_UP)]
     who = _whose(scan, params, subject)
     lines = [
         f"Nearest of {len(known.names)} known pictures, which is not a reconstruction:",
@@ -278,9 +287,11 @@ def categorise(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading
         return Reading(decoder.names[order[0]], None, None, "\n".join(lines), " ".join(notes))
 
 
-def _badge(scan: BrainScan, subject: str) -> str:
+def _badge(scan: BrainScan, subject: str, decoder: SubjectDecoder) -> str:
     if scan.origin == SIMULATED:
         return OF_SIMULATION
+    if decoder.learnt_from == "measured":
+        return OF_MEASURED_SUBJECT
     return OF_SIMULATED_SUBJECT if is_simulated(subject) else OF_ADAPTED_SUBJECT
 
 
@@ -318,8 +329,13 @@ def _scan(item: Sequence[Artifact]) -> BrainScan:
     return given
 
 
-def _standardised(scan: BrainScan, params: FMRIParams, decoder: BrainDecoder) -> tuple[str, Tensor, list[str]]:
+def _standardised(scan: BrainScan, params: FMRIParams, decoder: SubjectDecoder) -> tuple[str, Tensor, list[str]]:
     """The subject, and the chosen trial or the mean of all, z-scored: (1, V); what of it was left out."""
+    if surface_of(scan.space):
+        raise UserError(
+            f"Numbers on the cortex's surface ({scan.space}) cannot be decoded: the decoder reads a subject's voxels.",
+            "Set 'show' to 'activity' to see them on the cortex.",
+        )
     values, units = chosen_trials(scan, params.trial, params.units)
     named = params.subject.strip() or (scan.subject if scan.subject in decoder.subjects else "")
     subject = named or decoder.recognise(values.shape[1])

@@ -61,7 +61,7 @@ def _nearest(places: Places, own: np.ndarray, height: int, width: int) -> np.nda
     return nearest
 
 
-def painted(values: Tensor, shown: Tensor) -> Tensor:
+def maps_of(values: Tensor, shown: Tensor) -> Tensor:
     """Voxels (B, V) on a map: (B, 1, 64, 64); ``shown``: as :func:`pixels_of` has it."""
     pixels = values[:, shown.clamp(min=0).flatten()].view(-1, 1, *shown.shape)
     return pixels * (shown >= 0)

@@ -129,7 +129,7 @@ class NeuroPictorPipeline(Pipeline):
             )
             with ExitStack() as stack:
                 model = self.lease(runtime, stack)
-                pictures = yield from painted(activity, params, model, runtime)
+                pictures = yield from pictures_of(activity, params, model, runtime)
                 badge = badge_of(scan, params, model.learnt_from)
             words = self.words(scan, params, activity, runtime)
             for index, pixels in enumerate(pictures):
@@ -140,7 +140,7 @@ class NeuroPictorPipeline(Pipeline):
                 yield Produced(Text(f"{words}\n{badge}", provenance=made_by))
 
 
-def painted(
+def pictures_of(
     activity: Tensor, params: NeuroPictorParams, model: MapPainter, runtime: Runtime
 ) -> Generator[Progress, None, np.ndarray]:
     """From one map (1, 1, 256, 256). Yields progress after every step, with a few previews; returns the pictures,

@@ -24,7 +24,7 @@ from pipelines.fmri.trials import AS_SAID, chosen_trials, trials_of, whose
 from pipelines.formats.scans.checks import SCALE
 from pipelines.formats.scans.files import MAP_SHAPE, RAW, UNKNOWN, Z_SCORED
 from pipelines.media import BrainScan
-from pipelines.neuropictor.maps import SIDE, painted, pixels_of
+from pipelines.neuropictor.maps import SIDE, maps_of, pixels_of
 from pipelines.neuropictor.pipeline import KEY, NeuroPictorParams, NeuroPictorPipeline, chosen_map
 
 SHUFFLES = 200  # scans of nothing
@@ -43,13 +43,13 @@ class Activity:
 
     def on_map(self) -> Tensor:
         """(1, 1, 64, 64)."""
-        return painted(self.values, self.shown)
+        return maps_of(self.values, self.shown)
 
     def shuffled(self, seeds: Sequence[int]) -> Tensor:
         """Maps of nothing (len(seeds), 1, 64, 64): the values in other orders."""
         count = self.values.shape[1]
         orders = [torch.randperm(count, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return painted(torch.cat([self.values[:, order] for order in orders]), self.shown)
+        return maps_of(torch.cat([self.values[:, order] for order in orders]), self.shown)
 
 
 class SmallNeuroPictorPipeline(NeuroPictorPipeline):

@@ -12,8 +12,18 @@ import nibabel
 import numpy as np
 
 from models.errors import UserError
-from pipelines.formats.scans.files import MAP, MAX_TRIALS, MAX_VALUES, UNKNOWN, Label, ScanFile
-from pipelines.formats.scans.roles import lone_hemisphere, lone_mask, looks_like_mask
+from pipelines.formats.scans.files import (
+    MAP,
+    MAX_TRIALS,
+    MAX_VALUES,
+    UNKNOWN,
+    VERTICES,
+    Label,
+    ScanFile,
+    check_amount,
+    hemisphere_space,
+)
+from pipelines.formats.scans.roles import lone_mask, looks_like_mask, unknown_surface
 from pipelines.formats.scans.sniff import inspect
 from pipelines.formats.scans.volumes import COMMENT
 
@@ -53,11 +63,12 @@ def encode_scan(values: np.ndarray, label: dict[str, str | None], suffix: str, a
 def decode_scan(data: bytes) -> Decoded:
     """Any file that is a scan by itself, whatever its name: of NSD's HDF5 the first 64 trials, of others all.
 
-    Raises :class:`ScanError` also for one hemisphere or a mask alone.
+    Numbers on a part of a surface's vertices become numbers on all, 0 on the others; an array is taken for one of a
+    surface by its size. Raises :class:`ScanError` also for an unknown surface or a mask alone.
     """
     scan = inspect(io.BytesIO(data))
-    if scan.layout == "hemisphere":
-        raise lone_hemisphere(scan)
+    if scan.layout == "hemisphere" and (unknown := unknown_surface(scan)):
+        raise unknown
     stop = scan.trials
     if scan.format == "HDF5":
         stop = max(1, min(MAX_TRIALS, MAX_VALUES // (math.prod(scan.shape) // scan.trials)))
@@ -65,8 +76,29 @@ def decode_scan(data: bytes) -> Decoded:
     label = scan.label
     if scan.layout == "volume" and label == Label() and looks_like_mask(values):
         raise lone_mask()
-    space = MAP if label.space == UNKNOWN and scan.layout == "map" else label.space
+    if scan.layout == "cortex":
+        values = _on_all_vertices(values, scan)
+    space = _space_of(scan) if label.space == UNKNOWN else label.space
     return Decoded(values, space, label.subject, label.units, label.origin, label.note, _affine(scan))
+
+
+def _on_all_vertices(values: np.ndarray, scan: ScanFile) -> np.ndarray:
+    """(N, V) of the file -> (N, all vertices of both hemispheres)."""
+    size = next(count for count, name in VERTICES.items() if name == scan.label.space)
+    check_amount(len(values) * 2 * size)
+    everywhere = np.zeros((len(values), 2 * size), np.float32)
+    everywhere[:, scan.vertices] = values
+    return everywhere
+
+
+def _space_of(scan: ScanFile) -> str:
+    if scan.layout == "map":
+        return MAP
+    count = scan.shape[-1]
+    if scan.layout == "hemisphere" or (scan.layout == "voxels" and count in VERTICES):
+        return hemisphere_space(VERTICES[count], scan.side)
+    both = {2 * size: name for size, name in VERTICES.items()}
+    return both.get(count, UNKNOWN) if scan.layout == "voxels" else UNKNOWN
 
 
 def _affine(scan: ScanFile) -> np.ndarray | None:

@@ -30,6 +30,8 @@ MAP, MAP_SHAPE = "map", (1, 256, 256)
 # The vertices of one hemisphere of the surfaces that are known.
 VERTICES = {10_242: "fsaverage5", 40_962: "fsaverage6", 163_842: "fsaverage7", 32_492: "fs_LR 32k"}
 
+_ONE_SIDE = ", one hemisphere"  # behind the surface's name, where nobody says which
+
 _STRIP_BYTES = 4 * 2**20
 _SAID = ("space", "subject", "units", "origin", "provenance")
 
@@ -106,6 +108,25 @@ class ScanFile:
 
     def named(self, name: str) -> ScanFile:
         return replace(self, name=name)
+
+
+def hemisphere_space(surface: str, side: str | None) -> str:
+    """What the numbers on one hemisphere index: "fsaverage5 left"; where nobody says which, "fsaverage5, one
+    hemisphere"."""
+    return f"{surface} {side}" if side else surface + _ONE_SIDE
+
+
+def surface_of(space: str) -> tuple[str, str | None] | None:
+    """The surface, and "left", "right" or "both", ``None`` where nobody says which; of other spaces ``None``."""
+    for name in VERTICES.values():
+        if space == name:
+            return name, "both"
+        if space == name + _ONE_SIDE:
+            return name, None
+        for side in ("left", "right"):
+            if space == f"{name} {side}":
+                return name, side
+    return None
 
 
 @contextmanager

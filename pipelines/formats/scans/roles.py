@@ -43,7 +43,7 @@ def roles_of(scans: Sequence[ScanFile]) -> Roles:
 
 
 def lone_hemisphere(scan: ScanFile) -> ScanError:
-    unknown = _unknown_surface(scan)
+    unknown = unknown_surface(scan)
     if unknown:
         return unknown
     side = _side(scan)
@@ -80,7 +80,7 @@ def _is_mask(scan: ScanFile) -> bool:
 def _pair(one: ScanFile, other: ScanFile) -> tuple[ScanFile, ScanFile]:
     """The left and the right hemisphere, of one surface and the same trials."""
     for scan in (one, other):
-        unknown = _unknown_surface(scan)
+        unknown = unknown_surface(scan)
         if unknown:
             raise unknown
     sides = (_side(one), _side(other))
@@ -100,7 +100,7 @@ def _side(scan: ScanFile) -> str | None:
     return scan.side or side_of_name(scan.name)
 
 
-def _unknown_surface(scan: ScanFile) -> ScanError | None:
+def unknown_surface(scan: ScanFile) -> ScanError | None:
     if scan.shape[1] in VERTICES:
         return None
     return ScanError(

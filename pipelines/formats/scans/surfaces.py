@@ -18,7 +18,16 @@ from xml.parsers import expat
 import numpy as np
 from nibabel.nifti1 import data_type_codes
 
-from pipelines.formats.scans.files import VERTICES, ScanError, ScanFile, check_amount, check_numbers, check_shape
+from pipelines.formats.scans.files import (
+    VERTICES,
+    ScanError,
+    ScanFile,
+    check_amount,
+    check_numbers,
+    check_shape,
+    hemisphere_space,
+    surface_of,
+)
 
 _GEOMETRY = ("NIFTI_INTENT_POINTSET", "NIFTI_INTENT_TRIANGLE")
 _SIDES = {"CortexLeft": "left", "CortexRight": "right"}
@@ -43,6 +52,12 @@ def side_of_name(name: str) -> str | None:
     found = re.findall(r"(?:^|[._ -])(lh|rh|l|r|left|right)(?=[._ -])", name.lower())
     sides = {"left" if word.startswith("l") else "right" for word in found}
     return sides.pop() if len(sides) == 1 else None
+
+
+def space_called(space: str, name: str) -> str:
+    """``space``, with the side that the ``name`` of a file says where one hemisphere does not say which it is."""
+    surface = surface_of(space)
+    return hemisphere_space(surface[0], side_of_name(name)) if surface and surface[1] is None else space
 
 
 def inspect_gifti(file: io.BufferedIOBase) -> ScanFile:

@@ -1,0 +1,155 @@
+"""What is to be shown of a scan, asked for in words: the activity, near pictures, without some regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from app.controller.plan import Step
+from app.controller.planner import Answer, Controller
+from app.controller.request import Item, Request
+from app.controller.routers import RuleRouter
+from app.controller.rules import Scores
+from pipelines.base import installed_registry
+from pipelines.fmri.flat_map import GROUPS
+from tests.test_controller import REGISTRY as DECLARED
+
+REGISTRY = installed_registry()
+SCAN = Item(1, "scan", "S1", brought=True)
+CHERRIES = Step(id="s1", op="fmri", inputs=("@1",), output="image", params={"seed": 4, "strength": 0.2})
+
+
+class Misled:
+    """A model that takes everything for talk."""
+
+    name = "misled"
+
+    def score(self, request: Request, media: Sequence[str]) -> Scores:
+        return Scores(dict.fromkeys(media, 0.01), {"chat": 0.99})
+
+
+def answer(prompt: str, *uploads: str, history: tuple[Item, ...] = ()) -> Answer:
+    request = Request(prompt, uploads, history, tuple(item.number for item in reversed(history)))
+    return Controller(REGISTRY, Misled(), lambda pipeline: 1.0).answer(request)
+
+
+def shown(found: Answer) -> dict[str, object]:
+    """The params of its only step, which shows a scan."""
+    assert found.plan is not None, found.sentence
+    [step] = found.plan.steps
+    assert (step.op, step.output, found.act, found.outputs) == ("fmri", "image", "new", ("image",))
+    return {name: value for name, value in step.params.items() if name != "seed"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "show me the activity of this scan",
+        "draw the cortex",
+        "where in the brain is it active",
+        "where in the brain is it active?",
+        "Can you plot the brain activity, please?",
+        "let me see the activation",
+        "Tell me which areas light up.",
+        "show me the scan",
+        "visualise the activity on the cortex",
+        "a map of the activation",
+        "Zeig mir die Aktivität",
+        "Wo im Gehirn ist es aktiv?",
+        "montre-moi l'activité",
+        "muéstrame la actividad",
+        "dov'è, dove è attivo?",
+    ],
+)
+def test_the_activity_is_drawn_where_it_is_asked_for(prompt: str) -> None:
+    found = answer(prompt, "scan")
+    assert shown(found) == {"show": "activity"}
+    assert found.plan is not None and found.plan.steps[0].inputs == ("upload:1",)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "which pictures is it closest to",
+        "Which known pictures is this most similar to?",
+        "show me the nearest images",
+        "welche Bilder sind am nächsten?",
+        "les images les plus proches",
+    ],
+)
+def test_near_pictures_are_looked_up_where_they_are_asked_for(prompt: str) -> None:
+    assert shown(answer(prompt, "scan")) == {"show": "nearest pictures"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "group"),
+    [
+        ("without V4", "V4"),
+        ("leave out the early areas", "early"),
+        ("What did she see, without the early areas?", "early"),
+        ("decode it but ignore the ventral stream", "ventral"),
+        ("what was it, leaving out the higher areas", "higher"),
+        ("switch off LO and tell me what is left", "lateral"),
+        ("without the dorsal regions", "dorsal"),
+        ("ohne V1", "early"),
+    ],
+)
+def test_regions_are_left_out_where_it_is_said(prompt: str, group: str) -> None:
+    assert group in GROUPS and shown(answer(prompt, "scan")) == {"without": group}
+
+
+def test_both_can_be_said_at_once() -> None:
+    assert shown(answer("draw the cortex without V4", "scan")) == {"show": "activity", "without": "V4"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "what was this person looking at?",
+        "decode the activity into a picture",
+        "turn the brain activity into an image",
+        "reconstruct what she saw from the activity of the cortex",
+        "Show me the picture from this brain scan",
+        "show me the scan as a picture of what was seen",
+        "paint what the brain saw",
+    ],
+)
+def test_what_was_seen_is_decoded_as_before(prompt: str) -> None:
+    found = Controller(REGISTRY, RuleRouter(), lambda pipeline: 1.0).answer(Request.of(prompt, ("scan",)))
+    assert found.plan is not None
+    assert [(step.op, step.output, {**step.params, "seed": 0}) for step in found.plan.steps] == [
+        ("fmri", "image", {"seed": 0})
+    ]
+
+
+def test_without_a_scan_the_words_mean_what_they_always_did() -> None:
+    for prompt, uploads in (("draw the cortex", ()), ("draw the cortex", ("image",)), ("without V4", ())):
+        found = Controller(REGISTRY, RuleRouter(), lambda pipeline: 1.0).answer(Request.of(prompt, uploads))
+        assert found.plan is None or all(step.op != "fmri" for step in found.plan.steps)
+
+
+def test_what_was_decoded_before_is_shown_otherwise() -> None:
+    history = (SCAN, Item(2, "image", "cherries", CHERRIES))
+    for prompt, said in (
+        ("now without V4", {"without": "V4"}),
+        ("show me the activity", {"show": "activity"}),
+        ("the same without the early areas", {"without": "early"}),
+    ):
+        found = answer(prompt, history=history)
+        assert shown(found) == {"strength": 0.2, **said}
+        assert found.plan is not None and found.plan.steps[0].inputs == ("@1",)
+        assert found.plan.steps[0].params["seed"] == 4
+    assert shown(answer("draw the cortex", history=(SCAN, Item(2, "image", "a cat")))) == {"show": "activity"}
+
+
+def test_more_can_be_made_of_it() -> None:
+    found = answer("show the activity, then a sound of it", "scan")
+    assert found.plan is not None
+    first, second = found.plan.steps
+    assert (first.op, first.params["show"], second.output, second.inputs) == ("fmri", "activity", "audio", ("$s1",))
+
+
+def test_a_pipeline_that_cannot_show_it_is_asked_as_before() -> None:
+    found = Controller(DECLARED, RuleRouter(), lambda pipeline: 1.0).answer(Request.of("draw the cortex", ("scan",)))
+    assert found.plan is not None and found.plan.steps[0].params.keys() <= {"seed"}
