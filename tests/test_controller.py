@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.controller.goals import new_goals
 from app.controller.plan import check
 from app.controller.planner import Answer, Controller
 from app.controller.request import ACTS, Request
@@ -152,6 +153,23 @@ def test_a_change_of_what_cannot_be_changed_so_is_a_question() -> None:
 
 def test_of_two_attachments_the_one_that_leads_there_is_taken() -> None:
     assert steps(answer("give it a sound", "mesh", "image")) == [("v2a", ("upload:2",))]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "count", "source"), [("describe the frog", 2, "@2"), ("describe it", 2, "@1"), ("describe it", 1, "@1")]
+)
+def test_what_is_named_is_meant_even_if_only_its_looks_can_be_used(prompt: str, count: int, source: str) -> None:
+    """Of an object alone nothing can be said."""
+    history = [("audio", "rain"), ("mesh", "a green frog")][-count:]
+    [goal] = new_goals(Request.of(prompt, history=history), ["text"], whole_registry())
+    assert goal.sources == (source,)
+
+
+@pytest.mark.parametrize("prompt", ["describe it", "what is this?", "What's that?", "was ist das?", "qué es esto"])
+def test_what_is_seen_of_an_object_is_described(prompt: str) -> None:
+    found = steps(answer(prompt, history=(("mesh", "a frog"),)))
+    assert found == [("mesh-turntable", ("@1",)), ("describe", ("$s1",))]
+    assert steps(answer(prompt, history=(("image", "a frog"),))) == [("describe", ("@1",))]
 
 
 @pytest.mark.parametrize("piece", ["pic e ", "too ", "a, ", "draw and ", "in a ", '"', "no "])

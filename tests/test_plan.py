@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from pydantic import Field, JsonValue
 
 from app.controller import plan as plan_module
-from app.controller.compiler import Goal, NoRouteError, compile_plan, reachable, schedule
+from app.controller.compiler import Goal, NoRouteError, compile_plan, reachable, reachable_by_sight, schedule
 from app.controller.plan import MAX_DEPTH, MAX_STEPS, Plan, PlanError, Step, check, read_plan
 from pipelines.base import Event, Params, Pipeline, Registry, Route, Runtime
 from pipelines.media import Artifact
@@ -101,6 +101,17 @@ def test_of_two_that_make_the_same_the_first_does_it_even_if_it_is_slower() -> N
 
     for goal in (Goal("audio", (APPLE,)), Goal("video", (APPLE, "text:a pear"))):
         assert compile_plan([goal], Registry(pipelines), HERE, seconds).steps[0].op == "better"
+
+
+def test_what_is_made_of_an_object_is_made_of_what_is_seen_of_it() -> None:
+    views = [declared("sheet", "mesh>image", is_edit=True), declared("spin", "mesh>video", is_edit=True)]
+    tell = declared("tell", "image>text", "video>text")
+    registry, here = Registry([*REGISTRY, *views, tell]), {"@1": "mesh"}
+    assert {"text", "audio"} <= reachable_by_sight("mesh", registry) and "text" not in reachable("mesh", registry)
+    for output, way in (("text", ["spin", "tell"]), ("audio", ["spin", "sound"]), ("image", ["sheet"])):
+        plan = compile_plan([Goal(output, ("@1",))], registry, here, seconds)
+        assert [step.op for step in plan.steps] == way
+    assert "video" not in reachable("text", registry)  # nobody who asks for a clip means an object that turns around
 
 
 def test_the_fewer_lossy_hops_win_unless_they_take_far_longer() -> None:

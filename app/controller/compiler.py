@@ -105,6 +105,11 @@ def reachable(medium: str, registry: Registry) -> set[str]:
     return found | {output for _, output in _shown_by(medium, registry)}
 
 
+def reachable_by_sight(medium: str, registry: Registry) -> set[str]:
+    """The media that are made in one step of what ``medium`` can be shown in."""
+    return {output for _, seen in _shown_by(medium, registry) for _, output in _ways_from(seen, registry)}
+
+
 def schedule(steps: Sequence[Step], registry: Registry, seconds: Seconds) -> tuple[Step, ...]:
     """The order, each step after those it needs, with the fewest models to bring in; then the soonest first result."""
     models = {step.id: frozenset(registry.get(step.op).models) for step in steps}
@@ -155,9 +160,15 @@ def _path(goal: Goal, given: Sequence[str], registry: Registry, seconds: Seconds
         for pipeline, output in _ways_from(medium, registry):
             further = cost + seconds(pipeline) + HOP_PENALTY
             heapq.heappush(queue, (further, next(tie), output, [*path, (pipeline, output)]))
-    shown = [(pipeline, output) for pipeline, output in _shown_by(given[0], registry) if output == goal.output]
-    if shown:
-        return shown[:1]
+    shown = _shown_by(given[0], registry)
+    for edit, seen in shown:
+        if seen == goal.output:
+            return [(edit, seen)]
+    # An object cannot be described, but what is seen of it can: one side after the other better than all on a sheet.
+    for edit, seen in sorted(shown, key=lambda way: way[1] != "video"):
+        for pipeline, output in _ways_from(seen, registry):
+            if output == goal.output:
+                return [(edit, seen), (pipeline, output)]
     raise NoRouteError(goal.output, given, registry)
 
 
@@ -173,8 +184,8 @@ def _ways_from(medium: str, registry: Registry) -> list[tuple[Pipeline, str]]:
 
 
 def _shown_by(medium: str, registry: Registry) -> list[tuple[Pipeline, str]]:
-    """Edits that show what there is in another medium. They are no part of a longer way: whoever asks for a clip of a
-    dog does not mean an object that turns around."""
+    """Edits that show what there is in another medium. Nothing comes before them on a longer way: whoever asks for a
+    clip of a dog does not mean an object that turns around."""
     edits = [pipeline for pipeline in registry if pipeline.is_edit and pipeline.accepts([medium])]
     return [(edit, edit.routes[0].output) for edit in edits if edit.routes[0].output != medium]
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from app.controller.compiler import GOAL, Goal, reachable
+from app.controller.compiler import GOAL, Goal, reachable, reachable_by_sight
 from app.controller.edits import chained, edits_said
 from app.controller.lexicon import PHRASES
-from app.controller.references import points_at_history, referred
+from app.controller.references import points_at_history, referred, titled
 from app.controller.request import Item, Request
 from app.controller.slots import MAX_WORDS_LENGTH, QUOTED, Clause, clauses, mention
 from app.controller.ways import way_goal
@@ -29,6 +29,7 @@ _COLOUR = re.compile(
 _IN_COLOUR = re.compile(rf"(?:in )?({_COLOUR.pattern})", re.IGNORECASE)
 _LEADING = re.compile(r"^(with|as|in|on|at|under|during|by|near|without)\s+", re.IGNORECASE)
 _STYLE = re.compile(r"(?:in )?(?:an? |the )?(?P<style>(?:[\w-]+ ){1,2}style)", re.IGNORECASE)
+_USES = re.compile(r"\b(?:use|using|take)\s+(?:the|that|this)\b", re.IGNORECASE)
 _JOINED_ON = re.compile(r"^(?:[ ,.;:]|but\b|and\b)+", re.IGNORECASE)
 _STYLED = re.compile(r"(?:,| in(?: an?)?) (?:[\w-]+ ){1,2}style$", re.IGNORECASE)
 _CHANGE = re.compile(
@@ -171,8 +172,10 @@ def _earlier_goal(goals: Sequence[Goal], part: Clause, medium: str, registry: Re
 def _points_at_result(part: Clause, medium: str) -> bool:
     match = mention(part.text, medium)
     around = part.text if match is None or not part.content else part.text[: match.end()]
-    return bool(PHRASES["pronoun"].search(around)) or (
-        not part.content and bool(re.search(r"\binto\b|\bfrom\b", part.text))
+    return (
+        bool(PHRASES["pronoun"].search(around))
+        or bool(_USES.search(around))
+        or (not part.content and bool(re.search(r"\binto\b|\bfrom\b", part.text)))
     )
 
 
@@ -184,13 +187,22 @@ def _given(
         refs = tuple(f"upload:{number}" for number in range(1, len(request.uploads) + 1))
         if any(pipeline.accepts(request.uploads, medium) for pipeline in registry):
             return refs
-        able_refs = [r for r, given in zip(refs, request.uploads, strict=True) if medium in reachable(given, registry)]
-        return ((able_refs or refs)[0],)
+        able = _able(request.uploads, medium, registry)
+        return (next((r for r, given in zip(refs, request.uploads, strict=True) if given in able), refs[0]),)
     if request.history and (not has_content or points_at_history(request, part.content)):
-        able = [item.medium for item in request.history if medium in reachable(item.medium, registry)]
+        named = titled(request.prompt, request.in_focus())
+        able = _able([item.medium for item in named or request.history], medium, registry)
         items = referred(request, able) if able else referred(request)
         return (f"@{items[0].number}",) if items and (able or not has_content) else None
     return None
+
+
+def _able(given: Iterable[str], medium: str, registry: Registry) -> set[str]:
+    """Those of the media ``given`` that lead to ``medium``; if none does, those of which what is seen does."""
+    given = set(given)
+    return {one for one in given if medium in reachable(one, registry)} or {
+        one for one in given if medium in reachable_by_sight(one, registry)
+    }
 
 
 def _texts(words: str, medium: str, registry: Registry) -> tuple[str, ...]:

@@ -28,6 +28,12 @@ _AUXILIARY = re.compile(
     r"^(?:(?:what|how|wie|was|comment|qu[eé]|che|cosa|come|como|wat|hoe)\b\s*)?(?:does|do|did|would|is|are)?\b\s*(?=\S)",
     re.IGNORECASE,
 )
+# "What is this?": a question that has no words for what it is about.
+_WHAT_IS_THIS = re.compile(
+    r"(?:what|who|was|wer|qu[eé]|qu'est-ce|che|cosa|o que|wat|wie)\b.{0,16}?"
+    r"\b(?:this|that|it|these|those|here|das|dies|hier|[cç]a|cela|esto|eso|questo|quello|isto|isso|dit|dat)\W*",
+    re.IGNORECASE,
+)
 _AS = re.compile(r"^(?:in|as|into|to|als|en|comme|come|como)\s+", re.IGNORECASE)
 _NEXT_WISH = re.compile(r",?\s+(?:and|plus|und|et|y|e|en)\s+|,\s+", re.IGNORECASE)
 
@@ -66,6 +72,8 @@ def content_of(clause: str) -> str:
     quoted = QUOTED.search(clause)
     if quoted:
         return next(group for group in quoted.groups() if group)[:MAX_WORDS_LENGTH]
+    if _WHAT_IS_THIS.fullmatch(clause):
+        return ""
     perceived = any(pattern.search(clause) for pattern in PERCEIVED.values())
     text = _without_question(clause) if perceived and PHRASES["question"].match(clause) else clause
     text = _EMBEDDED.sub(r"\1", _without_end(_without_start(text)[0]))
