@@ -56,8 +56,8 @@ def box_row(half: Sequence[int], color: Sequence[int], **values: Any) -> dict[st
     return row(occupied, np.broadcast_to(np.array(color, np.uint8), (*occupied.shape, 3)), **values)
 
 
-def write_table(folder: Path, rows: list[dict[str, Any]]) -> None:
-    pq.write_table(pa.Table.from_pylist(rows), folder / TABLE)
+def write_table(folder: Path, rows: list[dict[str, Any]], table: str = TABLE) -> None:
+    pq.write_table(pa.Table.from_pylist(rows), folder / table)
 
 
 def boxes(size: int, *parts: tuple[Sequence[float], Sequence[float], Sequence[float]]) -> Tensor:

@@ -15,7 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from training.data import containers, emoji, fetch, licences, shapes, sounds, stamps, verify
+from training.data import (
+    containers,
+    emoji,
+    fetch,
+    licences,
+    shapes,
+    shapes_sharealike,
+    sounds,
+    stamps,
+    surfaces,
+    verify,
+)
+from training.data.__main__ import BUILDERS, DEFAULT
 from training.data.common import SIZE, encode_webp, evenly_spread, on_white, package_folder, read_json
 
 few = settings(max_examples=40)
@@ -69,13 +81,13 @@ def test_a_missing_package_is_named(tmp_path: Path) -> None:
 def test_every_package_is_listed_for_the_tables_that_read_it() -> None:
     packages = fetch.read_packages(fetch.PACKAGES.read_text())
     assert len({package.source for package in packages}) == len(packages)
-    of_table = {
-        table: {p.source for p in packages if table in p.tables} for table in ("emoji", "stamps", "sounds", "shapes")
-    }
+    of_table = {table: {p.source for p in packages if table in p.tables} for table in BUILDERS}
     rules = {source for entry in read_json(sounds.SOUND_MAP)["classes"].values() for source, _ in entry["rules"]}
     assert of_table["sounds"] == rules | set(sounds.SOUNDFONTS)
     assert {package for package, _ in emoji.STYLES.values()} < of_table["emoji"]
     assert of_table["shapes"] == {shapes.SOURCE}
+    assert of_table["shapes-sharealike"] == set(shapes_sharealike.SOURCES)
+    assert set(verify.CHECKS) == set(BUILDERS) == {*DEFAULT, "shapes-sharealike"}
 
 
 def test_fetch_says_which_programs_are_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,6 +242,13 @@ def test_the_last_stanza_that_matches_wins(tmp_path: Path, path: str, licence: s
     assert licences.licence_of(tmp_path / "game-data", path, {}) == licence
 
 
+def test_the_holders_of_a_copyright_are_named(tmp_path: Path) -> None:
+    text = COPYRIGHT.replace("License: CC-BY-3.0", "Copyright: 2001 One\n 2002 Another\nLicense: CC-BY-3.0")
+    write(tmp_path / "game-data/usr/share/doc/game-data/copyright", text)
+    assert licences.holders_of(tmp_path / "game-data", "data/sounds/horn.ogg") == "2001 One, 2002 Another"
+    assert licences.holders_of(tmp_path / "game-data", "data/sounds/bell.ogg") == ""
+
+
 def test_licences_read_by_hand_come_first(tmp_path: Path) -> None:
     write(tmp_path / "game-data/usr/share/doc/game-data/copyright", COPYRIGHT)
     by_hand = {"game-data:sounds/h": "MIT"}
@@ -339,8 +358,8 @@ def test_catalogue_has_names_in_every_language(tmp_path: Path) -> None:
 def test_voxelize_averages_colours_and_leaves_glass_out() -> None:
     points = np.array([[0, 0, 0], [0, 0, 0], [2, 1, 0], [99, 99, 99]], float)
     colors = np.array([[1, 0, 0, 1], [0, 0, 1, 1], [0, 1, 0, 1], [0, 0, 0, 0.1]])
-    voxels = shapes.voxelize(points, colors)
-    z, y, x = np.nonzero(voxels.occupied.reshape((shapes.RESOLUTION,) * 3))
+    voxels = surfaces.voxelize(points, colors)
+    z, y, x = np.nonzero(voxels.occupied.reshape((surfaces.RESOLUTION,) * 3))
     assert voxels.colors.tolist() == [[0.5, 0, 0.5], [0, 1, 0]]
     assert voxels.is_flat  # no depth
     assert x[1] - x[0] == pytest.approx(0.9 * 64, abs=1) and z[1] - z[0] == pytest.approx(0.45 * 64, abs=1)  # z is up

@@ -192,8 +192,8 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weights.mkdir(parents=True)
     (weights / "text-encoder-lite").symlink_to(encoder)
     torch.manual_seed(0)
-    ShapeAutoencoder(AUTOENCODER).save_pretrained(weights / "shape-autoencoder-lite")
-    write_sums(weights / "shape-autoencoder-lite")
+    ShapeAutoencoder(AUTOENCODER).save_pretrained(weights / "shape-autoencoder-permissive-lite")
+    write_sums(weights / "shape-autoencoder-permissive-lite")
     for module in (loop, picture_text, shapes, recipe, view_diffusion):
         monkeypatch.setattr(module, "STATE", tmp_path / "state", raising=False)
     monkeypatch.setattr(signal, "signal", lambda *_: None)
@@ -202,16 +202,16 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_recipe_writes_a_judge_of_all_names(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["recipe", "--data", ".", "--steps", "2"])
+    monkeypatch.setattr(sys, "argv", ["recipe", "--data", ".", "--steps", "2", "--permissive-only"])
     recipe.main()
-    target = workplace / "assets" / "weights" / "render-judge"
+    target = workplace / "assets" / "weights" / "render-judge-permissive"
     model = load_render_judge(target)
     assert (target / "SHA256SUMS").exists()
     table = load_shapes(workplace)
     assert {item.split for item in table.items} == {"train", "heldout-name"}
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "smoothed_views", None)  # nothing is drawn again
-        packed = recipe.all_views(table)
+        packed = recipe.all_views(table, Path("assets/weights/shape-autoencoder-permissive-lite"))
     assert packed.shape == (2, len(table.items), VIEWS, CHANNELS, SIDE, SIDE)
     assert torch.equal(packed[0], load_views(table).packed) and not torch.equal(packed[1], packed[0])
     answers, names = torch.arange(len(table.items)), torch.randn(len(table.items), 384)

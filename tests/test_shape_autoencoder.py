@@ -274,13 +274,13 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(recipe, "CONFIG", replace(TINY, size=64, plane=8))
     monkeypatch.setattr(signal, "signal", lambda *_: None)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["recipe", "--data", ".", "--steps", "2"])
+    monkeypatch.setattr(sys, "argv", ["recipe", "--data", ".", "--steps", "2", "--permissive-only"])
     return tmp_path
 
 
 def test_the_recipe_writes_weights_with_latents_of_unit_deviation(workplace: Path) -> None:
     recipe.main()
-    folder = workplace / "assets" / "weights" / "shape-autoencoder-lite"
+    folder = workplace / "assets" / "weights" / "shape-autoencoder-permissive-lite"
     model = load_shape_autoencoder(folder)
     assert (folder / "SHA256SUMS").exists()
     loaded = shapes.load_shapes(workplace)
@@ -290,10 +290,47 @@ def test_the_recipe_writes_weights_with_latents_of_unit_deviation(workplace: Pat
     torch.testing.assert_close(deviations, torch.ones(4), atol=0.03, rtol=0)
     assert means.abs().max() < 0.03
     with torch.no_grad():
-        metrics = recipe.evaluate(model, loaded, 2)
+        metrics = recipe.evaluate(model, loaded, workplace / "sheet.png")
     assert len(metrics) == 6 and all(0 <= float(value) <= 1 for value in metrics.values())
-    sheet = np.asarray(Image.open(workplace / "state" / "shape-autoencoder" / "step2.png"))
+    sheet = np.asarray(Image.open(workplace / "sheet.png"))
     assert sheet.shape == (2 * 130, 2 * 130, 3)  # two held-out shapes, true above decoded
+
+
+def test_the_recipe_goes_on_from_weights_that_are_given(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe.main()
+    first = workplace / "assets" / "weights" / "shape-autoencoder-permissive-lite"
+    given = load_shape_autoencoder(first)
+    assert not torch.allclose(given.scale, torch.ones(4))
+    begun = recipe.begun(first)
+    assert torch.equal(begun.scale, torch.ones(4)) and torch.equal(begun.shift, torch.zeros(4))
+    first.rename(workplace / "earlier")
+    (workplace / "state/shape-autoencoder-permissive/state.pt").unlink()
+    argv = ["recipe", "--data", ".", "--steps", "0", "--permissive-only", "--continue-from", "earlier"]
+    monkeypatch.setattr(sys, "argv", argv)
+    recipe.main()  # no step: the same weights, with latents of unit deviation measured anew
+    made = load_shape_autoencoder(first)
+    for name, value in given.state_dict().items():
+        torch.testing.assert_close(made.state_dict()[name], value, atol=0.02 * float(value.abs().max()) + 1e-4, rtol=0)
+
+
+def test_without_permissive_only_the_recipe_learns_from_both_tables(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = ["recipe", "--data", ".", "--steps", "1", "--batch", "5"]
+    monkeypatch.setattr(sys, "argv", argv)
+    with pytest.raises(SystemExit, match="--only shapes-sharealike"):
+        recipe.main()
+    write_table(workplace, [box_row((7, 7, 7), RED, name="wolf")], shapes.SHARE_ALIKE_TABLE)
+    seen: list[Tensor] = []
+
+    def look(model: ShapeAutoencoder, grids: Tensor) -> tuple[Tensor, loop.Metrics]:
+        seen.append(grids)
+        return autoencoder_loss(model, grids)
+
+    monkeypatch.setattr(recipe, "autoencoder_loss", look)
+    recipe.main()
+    assert (workplace / "assets" / "weights" / "shape-autoencoder-lite" / "model.safetensors").is_file()
+    assert 14 in {int((grid[0] < 0).any(0).any(1).sum()) for grid in seen[0]}  # voxels that the wolf is high
 
 
 def test_the_recipe_is_deterministic_and_never_sees_held_out_names(
@@ -307,9 +344,9 @@ def test_the_recipe_is_deterministic_and_never_sees_held_out_names(
 
     monkeypatch.setattr(recipe, "autoencoder_loss", look)
     recipe.main()
-    weights = workplace / "assets" / "weights" / "shape-autoencoder-lite" / "model.safetensors"
+    weights = workplace / "assets" / "weights" / "shape-autoencoder-permissive-lite" / "model.safetensors"
     first = weights.read_bytes()
-    (workplace / "state" / "shape-autoencoder" / "state.pt").unlink()
+    (workplace / "state" / "shape-autoencoder-permissive" / "state.pt").unlink()
     recipe.main()
     assert weights.read_bytes() == first
     heights = {int((grid[0] < 0).any(0).any(1).sum()) for grids in seen for grid in grids}

@@ -161,7 +161,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     torch.manual_seed(0)
     space = PictureText(PictureTextConfig(width=WIDTH), untrained_backbone(), torch.randn(1000, 384))
     autoencoder = ShapeAutoencoder(AUTOENCODER)
-    for name, model in (("picture-text", space), ("shape-autoencoder", autoencoder)):
+    for name, model in (("picture-text", space), ("shape-autoencoder-permissive", autoencoder)):
         model.save_pretrained(weights / f"{name}-lite")
         write_sums(weights / f"{name}-lite")
     for module in (loop, bridges, picture_text, shapes, recipe):
@@ -182,21 +182,21 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_recipe_writes_a_generator_and_takes_latents_from_its_cache(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["recipe", "--data", ".", "--steps", "2"])
+    monkeypatch.setattr(sys, "argv", ["recipe", "--data", ".", "--steps", "2", "--permissive-only"])
     recipe.main()
-    target = workplace / "assets" / "weights" / "shape-generator-lite"
+    target = workplace / "assets" / "weights" / "shape-generator-permissive-lite"
     assert load_shape_generator(target).config == GENERATOR and (target / "SHA256SUMS").exists()
 
     table = load_shapes(workplace)
     space = picture_text_of(workplace)
     with monkeypatch.context() as patch:
         patch.setattr(recipe, "shaded", None)  # nothing is drawn again
-        parts = recipe.load_examples(table, space)
+        parts = recipe.load_examples(table, space, workplace / "assets/weights/shape-autoencoder-permissive-lite")
     known, unknown = parts["train"], parts["heldout-name"]
     assert len(known.items) + len(unknown.items) == len(table.items) and len(unknown.items) == 1
     assert known.latents.shape == (2, len(known.items), 3, 4, 4, 4)
     assert known.pictures.shape == (2, len(known.items), 4, WIDTH)
-    autoencoder = load_shape_autoencoder(workplace / "assets" / "weights" / "shape-autoencoder-lite")
+    autoencoder = load_shape_autoencoder(workplace / "assets" / "weights" / "shape-autoencoder-permissive-lite")
     with torch.no_grad():
         grid = table.batch(unknown.items)
         torch.testing.assert_close(unknown.latents[0], autoencoder.encode(grid), atol=1e-4, rtol=1e-4)
@@ -208,6 +208,19 @@ def test_the_recipe_writes_a_generator_and_takes_latents_from_its_cache(
         torch.testing.assert_close(unknown.pictures[1, 0, 2], seen, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(unknown.pictures[0, 0, 2], unknown.pictures[1, 0, 2], atol=1e-3)
     assert not torch.equal(known.latents[0], known.latents[1])
+
+
+def test_the_recipe_goes_on_from_weights_that_are_given(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = ShapeGenerator(GENERATOR)
+    for value in given.parameters():
+        torch.nn.init.normal_(value, std=0.05)
+    given.save_pretrained(workplace / "earlier")
+    argv = ["recipe", "--data", ".", "--steps", "0", "--permissive-only", "--continue-from", "earlier"]
+    monkeypatch.setattr(sys, "argv", argv)
+    recipe.main()
+    made = load_shape_generator(workplace / "assets" / "weights" / "shape-generator-permissive-lite").state_dict()
+    for name, value in load_shape_generator(workplace / "earlier").state_dict().items():
+        torch.testing.assert_close(made[name], value, atol=0.02 * float(value.abs().max()) + 1e-6, rtol=0)
 
 
 def picture_text_of(workplace: Path) -> PictureText:
@@ -257,9 +270,10 @@ def test_objects_are_recognised_by_what_they_look_like(workplace: Path, monkeypa
             Drawn(AUTOENCODER),
             Judge(),  # type: ignore[arg-type]
             {"train": part, "heldout-name": part},
+            workplace,
         )
         metrics = evaluation(2)
         assert float(metrics["train_real"]) == float(metrics["train_retrieved"]) == 1
         found.append(float(metrics["heldout-name_generated"]))
     assert found == pytest.approx([1, 1 / 3, 0])
-    assert (workplace / "state" / "shape-generator" / "heldout-name-step2.png").exists()
+    assert (workplace / "heldout-name-step2.png").exists()

@@ -14,8 +14,8 @@ from torch import Tensor
 from models.nets.shape_autoencoder import TRUNCATION
 from tests.box_shapes import BLUE, GREEN, GREY, RED, box_row, row, write_table
 from training import shapes
-from training.data.shapes import voxelize
-from training.shapes import SIZE, Shape, grid_of, load_shapes, pack, split_of, unpack
+from training.data.surfaces import voxelize
+from training.shapes import SHARE_ALIKE_TABLE, SIZE, Shape, grid_of, load_shapes, pack, split_of, unpack
 
 HALF_A_VOXEL = 0.5 / TRUNCATION
 
@@ -160,6 +160,30 @@ def test_grids_are_made_once(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert torch.equal(first.grids, again.grids)
     write_table(tmp_path, [box_row((10, 20, 6), RED)])
     assert sides(load_shapes(tmp_path).batch(first.items)[0]) == (20, 40, 12)
+
+
+def test_share_alike_shapes_come_after_the_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_table(tmp_path, [box_row((10, 20, 5), RED, name="Tall box"), box_row((20, 1, 20), GREY, flat=True)])
+    alone = load_shapes(tmp_path)
+    more = [box_row((9, 8, 7), BLUE, name="roman temple", tags="temple", licence="CC-BY-SA-3.0")]
+    write_table(tmp_path, [*more, box_row((10, 12, 5), GREEN, name="tall box")], SHARE_ALIKE_TABLE)
+    assert [item.name for item in load_shapes(tmp_path).items] == ["tall box"]  # unless they are asked for
+    capsys.readouterr()
+    both = load_shapes(tmp_path, share_alike=True)
+    said = capsys.readouterr().out
+    assert said.count("NOT the table of the shipped weights") == 2
+    assert said.count("making shapes-") == 1  # those of the first table are there already
+    assert [(item.row, item.name) for item in both.items] == [(0, "tall box"), (1, "roman temple"), (2, "tall box")]
+    assert both.items[1].names == ("roman temple", "temple") and both.items[1].licence == "CC-BY-SA-3.0"
+    assert torch.equal(both.grids[:1], alone.grids)
+    assert [sides(grid) for grid in both.batch(both.items)] == [(20, 40, 10), (18, 16, 14), (20, 24, 10)]
+    assert all(item.split == split_of(item.name) for item in both.items)
+
+
+def test_a_missing_share_alike_table_is_said(tmp_path: Path) -> None:
+    write_table(tmp_path, [box_row((5, 5, 5), GREEN)])
+    with pytest.raises(SystemExit, match=r"shapes64-sharealike\.parquet is missing.*--permissive-only"):
+        load_shapes(tmp_path, share_alike=True)
 
 
 def test_all_shapes_of_a_name_are_of_one_split(tmp_path: Path) -> None:

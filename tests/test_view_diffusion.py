@@ -303,10 +303,10 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_the_recipe_writes_a_model_and_takes_views_from_its_cache(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    argv = ["recipe", "--data", ".", "--batch", "4", "--steps", "2"]
+    argv = ["recipe", "--data", ".", "--permissive-only", "--batch", "4", "--steps", "2"]
     monkeypatch.setattr(sys, "argv", argv)
     recipe.main()
-    target = workplace / "assets" / "weights" / "view-diffusion-lite"
+    target = workplace / "assets" / "weights" / "view-diffusion-permissive-lite"
     assert load_view_diffusion(target).config == TINY and (target / "SHA256SUMS").exists()
 
     table = load_shapes(workplace)
@@ -324,17 +324,18 @@ def test_the_recipe_writes_a_model_and_takes_views_from_its_cache(
 
     model = tiny()
     with torch.no_grad():
-        metrics = recipe.Evaluation(model, parts)(2)
+        metrics = recipe.Evaluation(model, parts, workplace)(2)
     assert float(metrics["train_copied_iou"]) > 0.3 and all(np.isfinite(float(value)) for value in metrics.values())
-    assert (workplace / "state" / "view-diffusion" / "heldout-name-step2.png").exists()
+    assert (workplace / "heldout-name-step2.png").exists()
 
 
 def test_the_recipe_goes_on_from_weights_that_are_given(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = tiny()
     given.save_pretrained(workplace / "earlier")
-    argv = ["recipe", "--data", ".", "--batch", "4", "--steps", "0", "--continue-from", str(workplace / "earlier")]
+    argv = ["recipe", "--data", ".", "--permissive-only", "--batch", "4", "--steps", "0"]
+    argv += ["--continue-from", str(workplace / "earlier")]
     monkeypatch.setattr(sys, "argv", argv)
     recipe.main()
-    made = load_view_diffusion(workplace / "assets" / "weights" / "view-diffusion-lite").state_dict()
+    made = load_view_diffusion(workplace / "assets" / "weights" / "view-diffusion-permissive-lite").state_dict()
     for name, value in load_view_diffusion(workplace / "earlier").state_dict().items():
         torch.testing.assert_close(made[name], value, atol=0.02 * float(value.abs().max()) + 1e-6, rtol=0)

@@ -24,6 +24,7 @@ from training.tables import in_held_out_tenth, tell_checksum
 
 Split = Literal["train", "heldout-pair", "heldout-concept"]
 SIZE = 128
+TABLES = ("emoji128.parquet", "stamps128.parquet", "shapes64.parquet")
 CHECKSUMS = Path(__file__).parent / "data" / "checksums.json"
 
 # What the tables call a style -> what a person calls it in a caption.
@@ -78,8 +79,9 @@ def split_of(concept: str, style: str) -> Split:
 
 def verify_checksums(folder: Path) -> None:
     """Say of each table whether it is the one that the shipped weights were trained on; end if one is missing."""
-    for name, expected in json.loads(CHECKSUMS.read_text()).items():
-        tell_checksum(folder / name, expected)
+    expected = json.loads(CHECKSUMS.read_text())
+    for name in TABLES:
+        tell_checksum(folder / name, expected[name])
 
 
 def load_pictures(folder: Path) -> Pictures:

@@ -1,6 +1,6 @@
 """Recipe of ``assets/weights/render-judge``: the judge of generated objects, independent of every generator.
 
-    python -m training.render_judge --data FOLDER [--steps N]
+    python -m training.render_judge --data FOLDER [--steps N] [--permissive-only] [--continue-from FOLDER]
 
 A small residual network sees an object from one to four sides, by the renderer that XBind's benchmark looks at its
 results with, and meets the sentence embedding of its name in one space. It is never used in a loss or a condition of
@@ -14,7 +14,6 @@ Shapes: N shapes, V views of each, S side of a view in pixels, B objects, K name
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -39,12 +38,13 @@ from training.loop import STATE, Metrics, Schedule, autocast, optimizer_groups, 
 from training.picture_text import cached
 from training.pictures import data_folder
 from training.publish import checksum_of, write_sums
-from training.shapes import Shape, Shapes, load_shapes
+from training.shapes import Shape, Shapes, load_shapes, shape_arguments
+from training.sounds import weights_name
 from training.view_diffusion import CONFIG as VIEWS_CONFIG
 from training.view_diffusion import VIEWS, cameras_of, in_mirror, load_views, pack
 
 SEED, BATCH, STEPS = 83, 32, 1200
-NAME, AUTOENCODER = "render-judge", "shape-autoencoder-lite"
+NAME, AUTOENCODER = "render-judge", "shape-autoencoder"
 WEIGHTS = Path("assets/weights")
 CONFIG, FILE = "config.json", "model.safetensors"
 WIDTHS, SPACE = (32, 64, 96, 128), 128
@@ -115,10 +115,9 @@ def reserved_rows(items: Sequence[Shape]) -> set[int]:
     return {of_name[-1] for of_name in rows.values() if len(of_name) >= ALIKE}
 
 
-def all_views(shapes: Shapes) -> Tensor:
-    """(2, N, V, 7, S, S) uint8: of the shapes, and of what the autoencoder makes of their noisy latents, from where
-    :func:`training.view_diffusion.cameras_of` says; cached."""
-    folder = WEIGHTS / AUTOENCODER
+def all_views(shapes: Shapes, folder: Path) -> Tensor:
+    """(2, N, V, 7, S, S) uint8: of the shapes, and of what the autoencoder in ``folder`` makes of their noisy latents,
+    from where :func:`training.view_diffusion.cameras_of` says; cached."""
     true = load_views(shapes).packed
     key = hashlib.sha256(repr((checksum_of(folder), NOISIEST, SEED, true.shape)).encode())
     for item in shapes.items:
@@ -231,19 +230,19 @@ class Evaluation:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="folder of the table of shapes")
-    parser.add_argument("--steps", type=int, default=STEPS)
-    arguments = parser.parse_args()
-    shapes = load_shapes(data_folder(arguments.data))
-    packed, reserved = all_views(shapes), reserved_rows(shapes.items)
+    arguments = shape_arguments(__doc__, STEPS).parse_args()
+    only = arguments.permissive_only
+    name = weights_name(NAME, only)
+    shapes = load_shapes(data_folder(arguments.data), share_alike=not only)
+    packed = all_views(shapes, WEIGHTS / f"{weights_name(AUTOENCODER, only)}-lite")
+    reserved = reserved_rows(shapes.items)
     names = sorted({item.name for item in shapes.items})
     answers = torch.tensor([names.index(item.name) for item in shapes.items])
     rows = torch.tensor([item.row for item in shapes.items if item.row not in reserved])
     sentences = sentence_table(names)
     print(f"{len(rows)} shapes of {len(names)} names, {len(reserved)} reserved", flush=True)
     torch.manual_seed(SEED)
-    model = RenderJudge()
+    model = load_render_judge(arguments.continue_from) if arguments.continue_from else RenderJudge()
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         chosen = rows[torch.from_numpy(indices)]
@@ -254,7 +253,7 @@ def main() -> None:
         return F.cross_entropy(logits, answers[chosen], label_smoothing=0.1), {"accuracy": right}
 
     weights = train(
-        NAME,
+        name,
         model,
         [torch.optim.AdamW(optimizer_groups(model, 2e-3, 0.05))],
         Schedule(arguments.steps, warmup=100, cooldown=0.6),
@@ -266,8 +265,8 @@ def main() -> None:
         evaluate_every=250,
     )
     model.load_state_dict(weights)
-    model.save_pretrained(WEIGHTS / NAME)
-    write_sums(WEIGHTS / NAME)
+    model.save_pretrained(WEIGHTS / name)
+    write_sums(WEIGHTS / name)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Recipe of ``assets/weights/shape-autoencoder-lite``: coloured distance grids to the latents of a tri-plane and back.
 
-    python -m training.shape_autoencoder --data FOLDER [--batch B] [--steps N]
+    python -m training.shape_autoencoder --data FOLDER [--batch B] [--steps N] [--permissive-only]
+                                         [--continue-from FOLDER]
 
 Loss, at 4096 points of each shape, half of them at its surface: L1 of the signed distance, heavier at the surface, L1
 and squared error of colours and colour differences there, a pull of the latents towards zero. The decoder sees noisy
@@ -10,7 +11,6 @@ their colour channels swapped.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim import Optimizer
 
-from models.nets.shape_autoencoder import TRUNCATION, ShapeAutoencoder, ShapeAutoencoderConfig
+from models.nets.shape_autoencoder import TRUNCATION, ShapeAutoencoder, ShapeAutoencoderConfig, load_shape_autoencoder
 from pipelines.xbind.views import shaded
 from training.autoencoder import with_chroma
 from training.images import save_sheet
@@ -27,7 +27,8 @@ from training.loop import DEVICE, STATE, Metrics, Schedule, shuffled_batches, tr
 from training.muon import Muon
 from training.pictures import data_folder
 from training.publish import write_sums
-from training.shapes import Shape, Shapes, Split, load_shapes, unpack
+from training.shapes import Shape, Shapes, Split, load_shapes, shape_arguments, unpack
+from training.sounds import weights_name
 
 SEED, BATCH, STEPS = 71, 32, 1600
 NAME = "shape-autoencoder"
@@ -118,7 +119,7 @@ def agreement(decoded: Tensor, true: Tensor) -> Tensor:
     return torch.stack([(inside & truly).sum() / union, (inside == truly)[near].float().mean(), error])
 
 
-def evaluate(model: ShapeAutoencoder, shapes: Shapes, step: int) -> Metrics:
+def evaluate(model: ShapeAutoencoder, shapes: Shapes, sheet: Path) -> Metrics:
     """The mean :func:`agreement` on shapes of either split, and a sheet of eight held-out ones: true above decoded."""
     metrics: Metrics = {}
     for split in SPLITS:
@@ -131,7 +132,7 @@ def evaluate(model: ShapeAutoencoder, shapes: Shapes, step: int) -> Metrics:
     shown = [reconstructed(model, shapes, item) for item in held_out[:: max(1, len(held_out) // SHOWN)][:SHOWN]]
     grids = [true for _, true in shown] + [decoded for decoded, _ in shown]
     pictures = torch.stack([shaded(grid, 30, 20, 128) for grid in grids]).permute(0, 3, 1, 2)
-    save_sheet(pictures / 127.5 - 1, STATE / NAME / f"step{step}.png", columns=len(shown))
+    save_sheet(pictures / 127.5 - 1, sheet, columns=len(shown))
     return metrics
 
 
@@ -163,35 +164,40 @@ def publish(model: ShapeAutoencoder, shapes: Shapes, folder: Path) -> None:
     print("latents: deviation per channel", [round(value, 2) for value in deviations.tolist()])
 
 
+def begun(folder: Path) -> ShapeAutoencoder:
+    """Published weights with the latents as the training has them: their scale is measured again at the end."""
+    model = load_shape_autoencoder(folder)
+    model.shift.zero_()
+    model.scale.fill_(1)
+    return model
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="folder of the table of shapes")
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    arguments = parser.parse_args()
-    shapes = load_shapes(data_folder(arguments.data))
+    arguments = shape_arguments(__doc__, STEPS, BATCH).parse_args()
+    name = weights_name(NAME, arguments.permissive_only)
+    shapes = load_shapes(data_folder(arguments.data), share_alike=not arguments.permissive_only)
     rows = torch.tensor([item.row for item in shapes.select("train")])
     torch.manual_seed(SEED)
-    model = ShapeAutoencoder(CONFIG).to(DEVICE)
+    model = (begun(arguments.continue_from) if arguments.continue_from else ShapeAutoencoder(CONFIG)).to(DEVICE)
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         return autoencoder_loss(model, unpack(augment(shapes.grids[rows[indices]].to(DEVICE))))
 
     weights = train(
-        NAME,
+        name,
         model,
         optimizers_of(model),
         Schedule(arguments.steps, warmup=30, cooldown=0.5),
         lambda step: shuffled_batches(len(rows), arguments.batch, SEED, step),
         loss_of,
-        lambda step: evaluate(model, shapes, step),
+        lambda step: evaluate(model, shapes, STATE / name / f"step{step}.png"),
         seed=SEED,
         ema_decay=0.998,
         log_every=25,
         evaluate_every=400,
     )
     model.load_state_dict(weights)
-    publish(model.eval(), shapes, Path("assets/weights") / f"{NAME}-lite")
+    publish(model.eval(), shapes, Path("assets/weights") / f"{name}-lite")
 
 
 if __name__ == "__main__":

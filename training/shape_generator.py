@@ -1,6 +1,7 @@
 """Recipe of ``assets/weights/shape-generator-lite``: from a vector of CLIP-lite's space to the latents of a shape.
 
-    python -m training.shape_generator --data FOLDER [--batch B] [--steps N]
+    python -m training.shape_generator --data FOLDER [--batch B] [--steps N] [--permissive-only]
+                                       [--continue-from FOLDER]
 
 Flow matching. Every shape and its mirror image is encoded once; each time one is met, its condition is the CLIP-lite
 vector of its icon, of a rendered view of it, or of words for it, a little noisy, so that the generator forgives the
@@ -9,7 +10,6 @@ space's errors. Needs ``shape-autoencoder-lite``, ``picture-text-lite`` and ``te
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.nets.shape_autoencoder import ShapeAutoencoder, load_shape_autoencoder
-from models.nets.shape_generator import ShapeGenerator, ShapeGeneratorConfig, shifted
+from models.nets.shape_generator import ShapeGenerator, ShapeGeneratorConfig, load_shape_generator, shifted
 from models.picture_text import PictureText, load_picture_text
 from pipelines.xbind.views import shaded
 from training.bridges import vectors_of_space
@@ -32,8 +32,9 @@ from training.loop import DEVICE, STATE, Metrics, Schedule, optimizer_groups, sh
 from training.picture_text import Phrases
 from training.pictures import data_folder
 from training.publish import write_sums
-from training.shapes import Shape, Shapes, Split, load_shapes
+from training.shapes import Shape, Shapes, Split, key_of, load_shapes, shape_arguments
 from training.sound_diffusion import NULL_SHARE, soften
+from training.sounds import weights_name
 
 SEED, BATCH, STEPS = 73, 64, 5700
 NAME, AUTOENCODER = "shape-generator", "shape-autoencoder"
@@ -92,9 +93,10 @@ def phrases_for(item: Shape) -> list[str]:
 
 
 @torch.no_grad()
-def load_examples(shapes: Shapes, space: PictureText) -> dict[Split, Examples]:
+def load_examples(shapes: Shapes, space: PictureText, autoencoder: Path) -> dict[Split, Examples]:
+    """``autoencoder``: its weights."""
     phrases = Phrases(phrase for item in shapes.items for phrase in phrases_for(item))
-    latents, pictures = latents_of(shapes, WEIGHTS / f"{AUTOENCODER}-lite"), picture_vectors(shapes, space)
+    latents, pictures = latents_of(shapes, autoencoder), picture_vectors(shapes, space)
     examples: dict[Split, Examples] = {}
     for split in SPLITS:
         items = shapes.select(split)
@@ -113,7 +115,8 @@ def latents_of(shapes: Shapes, weights: Path) -> Tensor:
             for start in range(0, len(shapes.items), 16):
                 yield model.encode(shapes.batch(shapes.items[start : start + 16]).flip(axes).to(DEVICE)).cpu()
 
-    return vectors_of_space("shape-latents", weights, 2 * len(shapes.items), batches).unflatten(0, (2, -1))
+    name = f"shape-latents-{key_of(item.mask + item.rgb for item in shapes.items)}"
+    return vectors_of_space(name, weights, 2 * len(shapes.items), batches).unflatten(0, (2, -1))
 
 
 def picture_vectors(shapes: Shapes, space: PictureText) -> Tensor:
@@ -128,7 +131,8 @@ def picture_vectors(shapes: Shapes, space: PictureText) -> Tensor:
             yield space.embed_pictures(torch.cat([pictures, pictures.flip(3)]))
 
     count = 2 * views * len(shapes.items)
-    name = "-".join(["shape-pictures", *(f"{azimuth:g}" for azimuth in AZIMUTHS)])
+    key = key_of(item.mask + item.rgb + item.icon.tobytes() for item in shapes.items)
+    name = "-".join([f"shape-pictures-{key}", *(f"{azimuth:g}" for azimuth in AZIMUTHS)])
     vectors = vectors_of_space(name, WEIGHTS / f"{SPACE}-lite", count, batches)
     return vectors.unflatten(0, (-1, 2, views)).transpose(0, 1)
 
@@ -182,7 +186,10 @@ class Evaluation:
         autoencoder: ShapeAutoencoder,
         space: PictureText,
         examples: dict[Split, Examples],
+        folder: Path,
     ) -> None:
+        """``folder``: of the sheets."""
+        self.folder = folder
         self.model, self.autoencoder, self.space, self.examples = model, autoencoder, space, examples
         vectors = {
             item.name: words[0]
@@ -206,7 +213,7 @@ class Evaluation:
             grids = self._grids(latents)
             metrics[f"{split}_generated"] = self._named(grids, asked)
             shown = few(range(len(asked)), SHOWN)
-            path = STATE / NAME / f"{split}-step{step}.png"
+            path = self.folder / f"{split}-step{step}.png"
             save_objects([grids[i] for i in shown], [asked[i] for i in shown], path)
         return metrics | self.known
 
@@ -266,27 +273,26 @@ def save_objects(grids: Sequence[Tensor], names: Sequence[str], path: Path) -> N
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="folder of the table of shapes")
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    arguments = parser.parse_args()
-    shapes = load_shapes(data_folder(arguments.data))
+    arguments = shape_arguments(__doc__, STEPS, BATCH).parse_args()
+    name = weights_name(NAME, arguments.permissive_only)
+    shapes = load_shapes(data_folder(arguments.data), share_alike=not arguments.permissive_only)
     space = load_picture_text(WEIGHTS / f"{SPACE}-lite")
-    examples = load_examples(shapes, space)
+    of_shapes = WEIGHTS / f"{weights_name(AUTOENCODER, arguments.permissive_only)}-lite"
+    examples = load_examples(shapes, space, of_shapes)
     known = examples["train"]
     torch.manual_seed(SEED)
-    model = ShapeGenerator(CONFIG).to(DEVICE)
-    autoencoder = load_shape_autoencoder(WEIGHTS / f"{AUTOENCODER}-lite").to(DEVICE)
-    evaluation = Evaluation(model, autoencoder, space, examples)
-    print(" ".join(f"{name} {float(value):.3f}" for name, value in evaluation.known.items()), flush=True)
+    model = load_shape_generator(arguments.continue_from) if arguments.continue_from else ShapeGenerator(CONFIG)
+    model.to(DEVICE)
+    autoencoder = load_shape_autoencoder(of_shapes).to(DEVICE)
+    evaluation = Evaluation(model, autoencoder, space, examples, STATE / name)
+    print(" ".join(f"{metric} {float(value):.3f}" for metric, value in evaluation.known.items()), flush=True)
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         latents, conditions = known.draw(indices, np.random.default_rng((SEED, step)))
         return flow_loss(model, latents.to(DEVICE), conditions.to(DEVICE))
 
     weights = train(
-        NAME,
+        name,
         model,
         [torch.optim.AdamW(optimizer_groups(model, 5e-4, 0.01), betas=(0.9, 0.99))],
         Schedule(arguments.steps, warmup=100, cooldown=0.5),
@@ -298,7 +304,7 @@ def main() -> None:
         evaluate_every=1900,
     )
     model.load_state_dict(weights)
-    target = WEIGHTS / f"{NAME}-lite"
+    target = WEIGHTS / f"{name}-lite"
     model.save_pretrained(target)
     write_sums(target)
 

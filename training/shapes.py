@@ -1,17 +1,19 @@
 """The named 3D shapes that XBind's feed-forward networks learn from, and the split that they are judged on.
 
-One table, ``shapes64``, made by the builders in ``training/data``: furniture and other things as coloured 64^3 voxel
-shells. A recipe reads a shape as a grid of signed distances and colours (:func:`grid_of`) whose axes are glTF's,
-(x, y, z) = (right, up, towards the viewer). The table's are (right, away from the viewer, up).
+Two tables, made by the builders in ``training/data``, of coloured 64^3 voxel shells: ``shapes64``, furniture and other
+things, and ``shapes64-sharealike``, animals, plants, buildings, ships and more, whose licences ask that what is made of
+them is shared alike. A recipe reads a shape as a grid of signed distances and colours (:func:`grid_of`) whose axes are
+glTF's, (x, y, z) = (right, up, towards the viewer). The tables' are (right, away from the viewer, up).
 """
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from training.pictures import CHECKSUMS, concept_name
 from training.tables import in_held_out_tenth, tell_checksum
 
 Split = Literal["train", "heldout-name"]
-TABLE = "shapes64.parquet"
+TABLE, SHARE_ALIKE_TABLE = "shapes64.parquet", "shapes64-sharealike.parquet"
 SIZE = 64
 # Tags that say where a model is from or what a floor planner may do with it, not what it shows.
 NO_WORDS = {"blend swap", "scpts", "adjustable"}
@@ -80,22 +82,48 @@ def split_of(name: str) -> Split:
     return "heldout-name" if in_held_out_tenth(name) else "train"
 
 
-def load_shapes(folder: Path) -> Shapes:
-    """All shapes of the table but the flat ones (rugs, rails), in its order; their grids are made once and cached.
+def load_shapes(folder: Path, share_alike: bool = False) -> Shapes:
+    """All shapes but the flat ones (rugs, rails), in the order of the table, then those of the share-alike table if it
+    is asked for; their grids are made once and cached.
 
-    Says whether it is the table that the shipped weights were trained on.
+    Says of each table whether it is the one that the shipped weights were trained on, and ends if it is missing.
     """
-    path = folder / TABLE
-    tell_checksum(path, json.loads(CHECKSUMS.read_text())[TABLE])
-    rows = [row for row in pq.read_table(path).to_pylist() if not row["flat"]]
-    items = [_shape(index, row) for index, row in enumerate(rows)]
-    key = hashlib.sha256(b"".join(item.mask + item.rgb for item in items)).hexdigest()[:12]
+    path, extra = folder / TABLE, folder / SHARE_ALIKE_TABLE
+    if share_alike and path.is_file() and not extra.is_file():
+        raise SystemExit(
+            f"{extra} is missing: build it with 'python -m training.data WORK {folder} --only shapes-sharealike', "
+            "or pass --permissive-only to do without."
+        )
+    items: list[Shape] = []
+    grids = []
+    for table in (path, extra) if share_alike else (path,):
+        found = _read(table, len(items))
+        items += found
+        grids.append(_grids(found))
+    return Shapes(torch.cat(grids), items)
+
+
+def _read(path: Path, first: int) -> list[Shape]:
+    """The shapes of one table, whose rows are counted from ``first``."""
+    tell_checksum(path, json.loads(CHECKSUMS.read_text())[path.name])
+    rows = (row for row in pq.read_table(path).to_pylist() if not row["flat"])
+    return [_shape(index, row) for index, row in enumerate(rows, first)]
+
+
+def key_of(contents: Iterable[bytes]) -> str:
+    """The beginning of a checksum, by which what is computed of ``contents`` is kept."""
+    return hashlib.sha256(b"".join(contents)).hexdigest()[:12]
+
+
+def _grids(items: Sequence[Shape]) -> Tensor:
+    """(N, 4, 64, 64, 64) uint8."""
+    key = key_of(item.mask + item.rgb for item in items)
 
     def make() -> Tensor:
         with ThreadPoolExecutor() as pool:
             return torch.stack(list(pool.map(lambda item: pack(grid_of(item)), items)))
 
-    return Shapes(cached(STATE / "cache" / f"shapes-{key}.pt", make), items)
+    return cached(STATE / "cache" / f"shapes-{key}.pt", make)
 
 
 def _shape(index: int, row: dict[str, Any]) -> Shape:
@@ -118,6 +146,18 @@ def _shape(index: int, row: dict[str, Any]) -> Shape:
         mask=row["mask"],
         rgb=row["rgb"],
     )
+
+
+def shape_arguments(description: str | None, steps: int, batch: int | None = None) -> argparse.ArgumentParser:
+    """The command line that the recipes of shapes share; with ``batch``, its size can be chosen."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", help="folder of the tables of shapes")
+    parser.add_argument("--steps", type=int, default=steps)
+    if batch is not None:
+        parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--permissive-only", action="store_true", help="do without the share-alike table")
+    parser.add_argument("--continue-from", type=Path, help="weights to go on from, with fresh optimizer state")
+    return parser
 
 
 # ---------------------------------------------------------------------------------------------------------- grids

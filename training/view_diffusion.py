@@ -1,6 +1,7 @@
 """Recipe of ``assets/weights/view-diffusion-lite``: what named shapes look like from anywhere, as thumbnails.
 
-    python -m training.view_diffusion --data FOLDER [--batch B] [--steps N] [--continue-from FOLDER]
+    python -m training.view_diffusion --data FOLDER [--batch B] [--steps N] [--permissive-only]
+                                      [--continue-from FOLDER]
 
 Every shape is seen once from a score of cameras by the very renderer of XBind's optimisation, and those views are kept.
 Each time a shape is met, in a mirror or not, one of its views is asked for: by a condition (its icon, a view, words for
@@ -12,7 +13,6 @@ Shapes: N training or held-out shapes, V views of each, S side of a view in pixe
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,8 +44,9 @@ from training.picture_text import Phrases, cached
 from training.pictures import data_folder
 from training.publish import write_sums
 from training.shape_generator import SPACE, SPLITS, WEIGHTS, Examples, few, phrases_for, picture_vectors
-from training.shapes import Shape, Shapes, Split, load_shapes
+from training.shapes import Shape, Shapes, Split, load_shapes, shape_arguments
 from training.sound_diffusion import soften
+from training.sounds import weights_name
 
 SEED, BATCH, STEPS = 79, 32, 9000
 NAME = "view-diffusion"
@@ -200,8 +201,9 @@ class Evaluation:
     Each call also writes a sheet for either split: the first view, the true other one, and both samples of that.
     """
 
-    def __init__(self, model: ViewDiffusion, examples: dict[Split, SeenExamples]) -> None:
-        self.model, self.examples = model, examples
+    def __init__(self, model: ViewDiffusion, examples: dict[Split, SeenExamples], folder: Path) -> None:
+        """``folder``: of the sheets."""
+        self.model, self.examples, self.folder = model, examples, folder
 
     def __call__(self, step: int) -> Metrics:
         metrics: Metrics = {}
@@ -244,7 +246,7 @@ class Evaluation:
             for name, guidance in (("planar", PLANAR_GUIDANCE), ("stereoscopic", STEREOSCOPIC_GUIDANCE))
         }
         columns = torch.stack([first, views, made["stereoscopic"], made["planar"]], 1)[:SHOWN, :, COLORS]
-        save_sheet(columns.flatten(0, 1).cpu(), STATE / NAME / f"{split}-step{step}.png", columns=8)
+        save_sheet(columns.flatten(0, 1).cpu(), self.folder / f"{split}-step{step}.png", columns=8)
         return {f"{name}_iou": overlap(one, views) for name, one in {**made, "copied": first}.items()}
 
 
@@ -269,13 +271,9 @@ def load_examples(shapes: Shapes, space: PictureText) -> dict[Split, SeenExample
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="folder of the table of shapes")
-    parser.add_argument("--batch", type=int, default=BATCH)
-    parser.add_argument("--steps", type=int, default=STEPS)
-    parser.add_argument("--continue-from", type=Path, help="weights to go on from, with fresh optimizer state")
-    arguments = parser.parse_args()
-    shapes = load_shapes(data_folder(arguments.data))
+    arguments = shape_arguments(__doc__, STEPS, BATCH).parse_args()
+    name = weights_name(NAME, arguments.permissive_only)
+    shapes = load_shapes(data_folder(arguments.data), share_alike=not arguments.permissive_only)
     examples = load_examples(shapes, load_picture_text(WEIGHTS / f"{SPACE}-lite"))
     known = examples["train"]
     torch.manual_seed(SEED)
@@ -287,19 +285,19 @@ def main() -> None:
         return diffusion_loss(model, *known.draw(model, indices, np.random.default_rng((SEED, step))))
 
     weights = train(
-        NAME,
+        name,
         model,
         [torch.optim.AdamW(optimizer_groups(model, 6e-4, 0.01), betas=(0.9, 0.99))],
         Schedule(arguments.steps, warmup=200, cooldown=0.5),
         lambda step: shuffled_batches(2 * len(known.conditions.items), arguments.batch, SEED, step),
         loss_of,
-        Evaluation(model, examples),
+        Evaluation(model, examples, STATE / name),
         seed=SEED,
         ema_decay=0.999,
         evaluate_every=1500,
     )
     model.load_state_dict(weights)
-    target = WEIGHTS / f"{NAME}-lite"
+    target = WEIGHTS / f"{name}-lite"
     model.save_pretrained(target)
     write_sums(target)
 

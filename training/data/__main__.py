@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from training.data import emoji, shapes, sounds, stamps, verify
+from training.data import emoji, shapes, shapes_sharealike, sounds, stamps, verify
 from training.data.fetch import fetch
 
 # The sounds come after the pictures: their mapping names the stamps that show each sound.
@@ -16,14 +16,16 @@ BUILDERS: dict[str, Callable[[Path, Path], None]] = {
     "stamps": stamps.build,
     "sounds": sounds.build,
     "shapes": shapes.build,
+    "shapes-sharealike": shapes_sharealike.build,
 }
+DEFAULT = [name for name in BUILDERS if name != "shapes-sharealike"]  # under other licences: only if it is asked for
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m training.data", description=__doc__)
     parser.add_argument("work", type=Path, help="folder for the unpacked packages; what it already has is kept")
     parser.add_argument("out", type=Path, help="folder for the tables")
-    parser.add_argument("--only", nargs="+", choices=list(BUILDERS), default=list(BUILDERS), help="build these tables")
+    parser.add_argument("--only", nargs="+", choices=list(BUILDERS), default=DEFAULT, help="build these tables")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
 

@@ -13,6 +13,7 @@ import re
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NamedTuple
 
 UNKNOWN = "see the package's copyright file"
 FAMILIES = ("permissive", "attribution", "sharealike", "gpl", "other")
@@ -33,11 +34,31 @@ def licence_of(package: Path, path: str, by_hand: Mapping[str, str]) -> str:
         name, _, expression = key.partition(":")
         if name == package.name and re.search(expression, lowered):
             return licence
+    stanza = _stanza_of(package, lowered)
+    return stanza.licence if stanza else UNKNOWN
+
+
+def holders_of(package: Path, path: str) -> str:
+    """Who holds the copyright of a file as in :func:`licence_of`: names, years and all; empty if nobody is named."""
+    stanza = _stanza_of(package, "/" + path.lower())
+    return stanza.holders if stanza else ""
+
+
+class Stanza(NamedTuple):
+    """A paragraph of a Debian copyright file. ``holders``: in one line, separated by commas."""
+
+    patterns: list[str]
+    licence: str
+    holders: str
+
+
+@functools.cache
+def _stanza_of(package: Path, lowered: str) -> Stanza | None:
     program = package.name.replace("-data", "")
-    for patterns, licence in reversed(_stanzas(package)):
-        if any(pattern_matches(pattern, lowered, program) for pattern in patterns):
-            return licence
-    return UNKNOWN
+    for stanza in reversed(_stanzas(package)):
+        if any(pattern_matches(pattern, lowered, program) for pattern in stanza.patterns):
+            return stanza
+    return None
 
 
 def is_free(licence: str) -> bool:
@@ -46,8 +67,8 @@ def is_free(licence: str) -> bool:
 
 
 @functools.cache
-def _stanzas(package: Path) -> list[tuple[list[str], str]]:
-    """(patterns, licence) of every stanza of the package's copyright file."""
+def _stanzas(package: Path) -> list[Stanza]:
+    """Every stanza of the package's copyright file."""
     path = next(iter(sorted(package.glob("usr/share/doc/*/copyright*"))), None)
     if path is None:
         return []
@@ -55,15 +76,22 @@ def _stanzas(package: Path) -> list[tuple[list[str], str]]:
     return parse_stanzas(content.decode("utf8", "replace"))
 
 
-def parse_stanzas(text: str) -> list[tuple[list[str], str]]:
-    """(patterns, licence) of every paragraph that has both, in the order of a Debian copyright file."""
+def parse_stanzas(text: str) -> list[Stanza]:
+    """Every paragraph that has patterns and a licence, in the order of a Debian copyright file."""
     stanzas = []
     for paragraph in re.split(r"\n\s*\n", text):
-        files = re.search(r"^Files:[ \t]*((?:.*\n?)(?:[ \t]+.*\n?)*)", paragraph, re.M)
+        files, holders = (_field(name, paragraph) for name in ("Files", "Copyright"))
         licence = re.search(r"^License:[ \t]*(.+)", paragraph, re.M)
         if files and licence:
-            stanzas.append((files[1].split(), licence[1].strip()))
+            people = ", ".join(line.strip() for line in holders.splitlines() if line.strip())
+            stanzas.append(Stanza(files.split(), licence[1].strip(), people))
     return stanzas
+
+
+def _field(name: str, paragraph: str) -> str:
+    """All lines of a field, or nothing."""
+    found = re.search(rf"^{name}:[ \t]*((?:.*\n?)(?:[ \t]+.*\n?)*)", paragraph, re.M)
+    return found[1] if found else ""
 
 
 def pattern_matches(pattern: str, path: str, program: str) -> bool:

@@ -14,12 +14,13 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from training.data.common import SIZE, read_json
+from training.data.licences import family
 
 MIN_RMS = 1e-3
 
 
 def verify(folder: Path, tables: Iterable[str]) -> list[str]:
-    """One sentence for everything that is wrong with these tables (emoji, stamps, sounds, shapes) in ``folder``."""
+    """One sentence for everything that is wrong with these tables, named as in :data:`CHECKS`, in ``folder``."""
     return [problem for table in tables for problem in CHECKS[table](folder)]
 
 
@@ -39,14 +40,32 @@ def check_stamps(folder: Path) -> Iterator[str]:
 
 def check_shapes(folder: Path) -> Iterator[str]:
     rows = _read(folder, "shapes64.parquet")
-    keys = [f"{row['library']} {row['id']} {number}" for number, row in enumerate(rows)]  # ids may repeat here
-    yield from _pictures("shapes", [(key, row["name"], row["icon"]) for key, row in zip(keys, rows, strict=True)])
-    for key, row in zip(keys, rows, strict=True):
+    # ids may repeat here
+    yield from _shapes("shapes", {f"{row['library']} {row['id']} {i}": row for i, row in enumerate(rows)})
+
+
+def check_share_alike_shapes(folder: Path) -> Iterator[str]:
+    table = "shapes-sharealike"
+    rows = _read(folder, "shapes64-sharealike.parquet")
+    yield from _repeated(table, (f"{row['library']} {row['id']}" for row in rows))
+    keyed = {f"{row['library']} {row['id']}": row for row in rows}
+    yield from _shapes(table, keyed)
+    for key, row in keyed.items():
+        if family(row["licence"]) not in ("permissive", "attribution", "sharealike"):
+            yield f"{table}: {key} is under the licence {row['licence']}."
+        if not row["creator"]:
+            yield f"{table}: nobody is named as the creator of {key}."
+
+
+def _shapes(table: str, rows: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """``rows``: by their keys."""
+    yield from _pictures(table, [(key, row["name"], row["icon"]) for key, row in rows.items()])
+    for key, row in rows.items():
         occupied = np.unpackbits(np.frombuffer(zlib.decompress(row["mask"]), np.uint8))
         if len(occupied) != 64**3 or occupied.sum() != row["voxels"] or row["voxels"] == 0:
-            yield f"shapes: the mask of {key} does not hold {row['voxels']} voxels of 64^3."
+            yield f"{table}: the mask of {key} does not hold {row['voxels']} voxels of 64^3."
         if len(zlib.decompress(row["rgb"])) != 3 * row["voxels"]:
-            yield f"shapes: {key} does not have one colour a voxel."
+            yield f"{table}: {key} does not have one colour a voxel."
 
 
 def _pictures(table: str, pictures: list[tuple[str, str, bytes]]) -> Iterator[str]:
@@ -117,4 +136,5 @@ CHECKS: dict[str, Callable[[Path], Iterator[str]]] = {
     "stamps": check_stamps,
     "sounds": check_sounds,
     "shapes": check_shapes,
+    "shapes-sharealike": check_share_alike_shapes,
 }
