@@ -197,19 +197,23 @@ class SoundMaker:
         return mel_picture(mels[:, :frames], self.autoencoder.mel)
 
 
-def sounds_for(
+def made_sounds(
+    generator: str, wanted: Sequence[Wanted], params: SoundParams, runtime: Runtime
+) -> Generator[Progress, None, list[Audio]]:
+    """What is ``wanted``, made by the model ``generator``, which may go from memory afterwards."""
+    with ExitStack() as stack:
+        maker = SoundMaker.lease(generator, runtime, stack)
+        return (yield from maker.make(wanted, params.steps, params.guidance))
+
+
+def told(
     pipeline: Pipeline,
-    generator: str,
     inputs: Sequence[Sequence[Artifact]],
-    wanted: Sequence[Wanted],
+    sounds: Sequence[Audio],
     params: SoundParams,
     runtime: Runtime,
 ) -> Iterator[Event]:
-    """Make what is ``wanted``, ``num_sounds`` for each of ``inputs``, by the model ``generator``."""
-    with ExitStack() as stack:
-        maker = SoundMaker.lease(generator, runtime, stack)
-        sounds = yield from maker.make(wanted, params.steps, params.guidance)
-    del maker  # its models may go now
+    """The results: ``sounds``, ``num_sounds`` for each of ``inputs``."""
     for number, sound in enumerate(sounds):
         which, index = divmod(number, params.num_sounds)
         made_by = provenance(pipeline, inputs[which], params, runtime.models, index)

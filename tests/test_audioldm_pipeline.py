@@ -11,13 +11,13 @@ import pytest
 
 from models.errors import UserError
 from models.manager import ModelManager
-from pipelines.audioldm.pipeline import AudioLDM
+from pipelines.audioldm.pipeline import SEEDS_APART, AudioLDM, nearest
 from pipelines.base import Progress, Runtime, installed_registry
-from pipelines.media import Artifact, Text
+from pipelines.media import Artifact, Audio, Text
 from pipelines.sounds import SoundMaker, Wanted
-from pipelines.spaces import words_vector
+from pipelines.spaces import sound_vector, words_vector
 from tests.tiny_models import resident
-from tests.tiny_sounds import events, picture, produced, sound_manager
+from tests.tiny_sounds import events, picture, produced, sound_manager, tone
 
 AUDIOLDM = AudioLDM()
 
@@ -42,9 +42,9 @@ def test_the_condition_is_where_the_space_of_sounds_has_the_words(
         return make(self, wanted, steps, guidance)
 
     monkeypatch.setattr(SoundMaker, "make", noted)
-    produced(manager, AUDIOLDM, Text("rain on a roof"), num_sounds=2, seed=5)
+    produced(manager, AUDIOLDM, Text("rain on a roof"), num_sounds=2, candidates=2, seed=5)
     vector, _ = words_vector("sound-text", "rain on a roof", Runtime(manager))
-    assert [one.seed for one in asked] == [5, 6]
+    assert [one.seed for one in asked] == [5, 5 + SEEDS_APART, 6, 6 + SEEDS_APART]
     for one in asked:
         np.testing.assert_allclose(one.condition, vector[0], atol=1e-5)
 
@@ -54,6 +54,25 @@ def test_words_and_seeds_make_different_sounds_and_equal_ones_the_same(manager: 
     assert np.array_equal(rain, samples(manager, Text(" rain\n"), seed=1))
     assert not np.array_equal(rain, samples(manager, Text("rain"), seed=2))
     assert not np.array_equal(rain, samples(manager, Text("a dog"), seed=1))
+
+
+def test_of_the_candidates_the_nearest_to_the_words_is_kept(manager: ModelManager) -> None:
+    runtime = Runtime(manager)
+    low, high, none = tone(200, 1), tone(3000, 1), Audio(np.zeros((1, 16_000), np.float32), 16_000)
+    with runtime.lease("sound-text") as space:
+        vectors = [sound_vector(space, sound, runtime) for sound in (low, high)]
+    choices = [[low, high, none], [none, low, high]]
+    assert [[kept is sound for sound in (low, high)] for kept in nearest(choices, vectors, runtime)] == [
+        [True, False],
+        [False, True],
+    ]
+    assert nearest([[none, none]], vectors[:1], runtime) == [none]
+
+
+def test_a_variation_is_one_of_its_candidates(manager: ModelManager) -> None:
+    alone = [samples(manager, Text("rain"), seed=1 + k * SEEDS_APART, candidates=1) for k in range(3)]
+    kept = samples(manager, Text("rain"), seed=1, candidates=3)
+    assert sum(np.allclose(kept, one, atol=1e-3) for one in alone) == 1
 
 
 def test_it_leases_what_it_says_and_tells_what_it_asked_for(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """AudioLDM: a sound from words, by a generator that was given the vectors of sounds and never a word.
 
 Words are where the sound-text space has them; its training has put them beside the sounds that they describe
-(arXiv 2301.12503, section 3.1).
+(arXiv 2301.12503, section 3.1). Of several sounds the one nearest to the words is kept, as its authors' program does.
 """
 
 from __future__ import annotations
@@ -9,11 +9,31 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import ClassVar, cast
 
+import torch
+from pydantic import Field
+from torch import Tensor
+
 from models.errors import UserError
-from pipelines.base import Event, Params, Pipeline, Progress, Route, Runtime
-from pipelines.media import Artifact, Text
-from pipelines.sounds import SoundOfWordsParams, Wanted, clean_words, sounds_for
-from pipelines.spaces import words_vector
+from pipelines.base import MAX_SEED, Event, Params, Pipeline, Progress, Route, Runtime
+from pipelines.media import Artifact, Audio, Text
+from pipelines.sounds import SoundOfWordsParams, Wanted, clean_words, made_sounds, told
+from pipelines.spaces import is_heard, sound_vector, words_vector
+
+SEEDS_APART = 1 << 24  # from one candidate to the next
+
+
+class AudioLDMParams(SoundOfWordsParams):
+    candidates: int = Field(
+        3, ge=1, le=8, description="Sounds to make for each that is asked for; the one nearest to the words is kept."
+    )
+
+    def candidate_seeds(self) -> list[int]:
+        """``candidates`` for the first variation, then for the next; the first of each is the variation's own."""
+        return [(seed + k * SEEDS_APART) % (MAX_SEED + 1) for seed in self.seeds(self.num_sounds) for k in self.each]
+
+    @property
+    def each(self) -> range:
+        return range(self.candidates)
 
 
 class AudioLDM(Pipeline):
@@ -21,7 +41,7 @@ class AudioLDM(Pipeline):
     title = "Sound from words"
     summary = "Type what to hear. The generator learned from sounds; words say where among them to look."
     routes = (Route(("text",), "audio"),)
-    params_type = SoundOfWordsParams
+    params_type = AudioLDMParams
     models: ClassVar[tuple[str, ...]] = (
         "sound-text",
         "sentence-encoder",
@@ -32,22 +52,42 @@ class AudioLDM(Pipeline):
     examples = (("rain",), ("a barking dog",), ("a church bell",), ("a train",), ("waves on a beach",), ("a cat",))
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
-        params = cast(SoundOfWordsParams, params)
-        return params.num_sounds, round(params.duration)
+        params = cast(AudioLDMParams, params)
+        return params.num_sounds * params.candidates, round(params.duration)
 
     def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
-        return cast(SoundOfWordsParams, params).sampling
+        params = cast(AudioLDMParams, params)
+        return params.sampling * params.candidates
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
-        params = cast(SoundOfWordsParams, params)
+        params = cast(AudioLDMParams, params)
         phrases = [_words(item) for item in inputs]
         yield Progress(0, params.steps, "Loading models")
-        wanted = []
+        vectors, wanted = [], []
         for phrase in phrases:
             vector, heard = words_vector("sound-text", phrase, runtime)
+            vectors.append(vector[0])
             note = f'Asked for "{heard[:80]}"'
-            wanted += [Wanted(vector[0], seed, params.duration, note) for seed in params.seeds(params.num_sounds)]
-        yield from sounds_for(self, "sound-generator", inputs, wanted, params, runtime)
+            wanted += [Wanted(vector[0], seed, params.duration, note) for seed in params.candidate_seeds()]
+        made = yield from made_sounds("sound-generator", wanted, params, runtime)
+        choices = [made[i : i + params.candidates] for i in range(0, len(made), params.candidates)]
+        asked = [vector for vector in vectors for _ in range(params.num_sounds)]
+        yield from told(self, inputs, nearest(choices, asked, runtime), params, runtime)
+
+
+def nearest(choices: Sequence[Sequence[Audio]], vectors: Sequence[Tensor], runtime: Runtime) -> list[Audio]:
+    """Of each of ``choices`` the sound that the sound-text space has nearest to its unit vector (D,) of words."""
+    if all(len(sounds) == 1 for sounds in choices):
+        return [sounds[0] for sounds in choices]
+    with runtime.lease("sound-text") as space:
+
+        def likeness(sound: Audio, vector: Tensor) -> float:
+            return float(torch.dot(sound_vector(space, sound, runtime), vector.float())) if is_heard(sound) else -1.0
+
+        return [
+            max(sounds, key=lambda sound: likeness(sound, vector))
+            for sounds, vector in zip(choices, vectors, strict=True)
+        ]
 
 
 def _words(item: Sequence[Artifact]) -> str:

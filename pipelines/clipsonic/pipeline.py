@@ -16,7 +16,7 @@ from torch import Tensor
 from models.errors import UserError
 from pipelines.base import ADVANCED, Event, Params, Pipeline, Progress, Route, Runtime, precision
 from pipelines.media import Artifact, Image, Text
-from pipelines.sounds import SoundOfWordsParams, Wanted, clean_words, sounds_for
+from pipelines.sounds import SoundOfWordsParams, Wanted, clean_words, made_sounds, told
 from pipelines.spaces import picture_vector, words_vector
 
 BRIDGES = {"prior": "clipsonic-prior", "mean_shift": "clipsonic-mean-shift"}
@@ -71,7 +71,8 @@ class CLIPSonic(Pipeline):
             conditions, note = _conditions(query, params, runtime)
             for condition, seed in zip(conditions, params.seeds(params.num_sounds), strict=True):
                 wanted.append(Wanted(condition, seed, params.duration, note))
-        yield from sounds_for(self, "clipsonic", inputs, wanted, params, runtime)
+        sounds = yield from made_sounds("clipsonic", wanted, params, runtime)
+        yield from told(self, inputs, sounds, params, runtime)
 
 
 def picture_phrase(words: str) -> str:
