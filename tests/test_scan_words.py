@@ -11,6 +11,7 @@ from app.controller.planner import Answer, Controller
 from app.controller.request import Item, Request
 from app.controller.routers import RuleRouter
 from app.controller.rules import Scores
+from app.controller.ways import ways_said
 from pipelines.base import installed_registry
 from pipelines.fmri.flat_map import GROUPS
 from tests.test_controller import REGISTRY as DECLARED
@@ -141,6 +142,62 @@ def test_what_was_decoded_before_is_shown_otherwise() -> None:
         assert found.plan is not None and found.plan.steps[0].inputs == ("@1",)
         assert found.plan.steps[0].params["seed"] == 4
     assert shown(answer("draw the cortex", history=(SCAN, Item(2, "image", "a cat")))) == {"show": "activity"}
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "draw a map of volcanic activity",
+        "paint a view of volcanic activity at night",
+        "make the image similar to a painting",
+        "show me the nearest one",
+        "show me pictures of parks most like a jungle",
+        "a picture of a castle without lo",
+        "how active is the volcano?",
+    ],
+)
+@pytest.mark.parametrize("later", [(), (Item(2, "image", "a volcano"), Item(3, "image", "a house"))])
+def test_a_scan_of_long_ago_takes_over_no_other_request(prompt: str, later: tuple[Item, ...]) -> None:
+    history = (SCAN, *later)
+    request = Request(prompt, (), history, tuple(item.number for item in reversed(history)))
+    if later or prompt not in ("make the image similar to a painting", "show me the nearest one"):
+        assert not ways_said(request)
+
+
+def test_the_scan_that_is_named_is_shown() -> None:
+    both = (SCAN, Item(2, "scan", "S2", brought=True))
+    for prompt, source in (
+        ("draw the cortex of the first scan", "@1"),
+        ("draw the cortex of @1", "@1"),
+        ("draw the cortex", "@2"),
+    ):
+        found = answer(prompt, history=both)
+        assert found.plan is not None and found.plan.steps[0].inputs == (source,)
+    found = answer("draw the cortex of the second one", "scan", "scan")
+    assert found.plan is not None and found.plan.steps[0].inputs == ("upload:2",)
+
+
+def test_what_is_denied_is_not_done_and_two_groups_are_asked_about() -> None:
+    for prompt in ("do not leave out V4", "don't draw the cortex"):
+        assert not ways_said(Request.of(prompt, ("scan",)))
+    for prompt in ("without V1 and V4", "without V4 and without the ventral stream"):
+        found = answer(prompt, "scan")
+        assert found.plan is None and found.sentence.startswith("Only one of these can be chosen at a time: early, ")
+    before = Item(2, "image", "cherries", CHERRIES.model_copy(update={"params": {"without": "V4"}}))
+    again = answer("draw the cortex with everything, nothing left out", history=(SCAN, before))
+    assert shown(again) == {"show": "activity", "without": "none"}
+
+
+def test_what_is_left_out_is_left_out_of_all_that_is_made_of_it() -> None:
+    for prompt, made in (
+        ("a sound of it without the dorsal stream", "audio"),
+        ("make a 3d object of the scan without lo", "mesh"),
+    ):
+        found = answer(prompt, "scan")
+        assert found.plan is not None
+        first, second = found.plan.steps
+        assert first.op == "fmri" and first.params["without"] in ("dorsal", "lateral")
+        assert (second.inputs, second.output, found.plan.outputs) == (("$s1",), made, ("$s2",))
 
 
 def test_more_can_be_made_of_it() -> None:

@@ -50,7 +50,7 @@ def new_goals(
     shown = way_goal(request, registry)
     first = shown.output if shown else None  # its medium is often not named
     ordered = sorted(wanted, key=lambda medium: (medium != first, _position(parts, medium)))
-    goals: list[Goal] = []
+    goals: list[Goal] = [replace(shown, kept=False)] if shown and first not in wanted else []
     words = ""
     for medium in ordered:
         index = _position(parts, medium)[0]
@@ -64,7 +64,8 @@ def new_goals(
         elif shown is not None and medium == shown.output:
             goals.append(shown)
         elif source := _given(request, part, medium, registry, bool(part.content)):
-            goals.append(Goal(medium, source))
+            seen = shown is not None and source == shown.sources and medium in reachable(shown.output, registry)
+            goals.append(Goal(medium, (f"{GOAL}1",) if seen else source))
         else:
             told_whole = medium == "text" or QUOTED.search(request.prompt)
             read = "" if told_whole else (slots or {}).get(medium, "")

@@ -17,7 +17,7 @@ from app.controller.request import Item, Request
 from app.controller.routers import Router
 from app.controller.rules import SURE, Scores, introduces, rule_scores
 from app.controller.slots import clauses
-from app.controller.ways import ways_said
+from app.controller.ways import too_many_ways, ways_said
 from models.errors import UserError
 from pipelines.base import Registry
 
@@ -125,11 +125,14 @@ class Controller:
     def _new(self, request: Request, wanted: tuple[str, ...], scores: Scores, seed: int) -> Answer:
         if _missing_reference(request) and not ways_said(request):
             return Answer("ask", (), scores, sentence=NOTHING, choices=self._examples())
+        if problem := too_many_ways(request):
+            return Answer("ask", (), scores, sentence=problem)
         slots, note = self._read_slots(request, wanted)
         goals = new_goals(request, wanted, self.registry, slots)
         if (
             PHRASES["all"].search(request.prompt)
             and not request.uploads
+            and not ways_said(request)
             and any(g.sources[0].startswith(ARTIFACT) for g in goals)
         ):
             able = [item for item in referred(request) if self._leads(item, wanted)]

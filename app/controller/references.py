@@ -22,23 +22,42 @@ def referred(request: Request, media: Collection[str] = ()) -> list[Item]:
     """
     prompt = request.prompt
     fitting = [item for item in request.in_focus() if not media or item.medium in media]
-    numbers = [int(a or b) for a, b in _NUMBERED.findall(prompt)]
-    if numbers:
-        found = [item for number in numbers if (item := request.item(number))]
-        return [item for item in found if not media or item.medium in media]
     named = [medium for medium in NOUNS if mention(prompt, medium) and (not media or medium in media)]
     of_named = [item for item in fitting if item.medium in named] or fitting
-    if _BEFORE_THAT.search(prompt):
+    if _BEFORE_THAT.search(prompt) and not _NUMBERED.search(prompt):
         return of_named[1:2]
-    for number, pattern in ORDINALS.items():
-        if pattern.search(prompt):
-            return _counted(request, named or media, number)
+    pointed = pointed_at(request, named or media)
+    if pointed is not None:
+        return [item for item in pointed if not media or item.medium in media]
     by_title = titled(prompt, fitting)
     if by_title:
         return by_title
     if PHRASES["all"].search(prompt):
         return of_named
     return of_named[:1]
+
+
+def pointed_at(request: Request, media: Collection[str] = ()) -> list[Item] | None:
+    """The items meant by number, "@3", or by order, "the second one"; ``None`` where nothing is said of either.
+
+    ``media``: what is counted for an order; empty for anything.
+    """
+    numbers = [int(a or b) for a, b in _NUMBERED.findall(request.prompt)]
+    if numbers:
+        return [item for number in numbers if (item := request.item(number))]
+    order = order_said(request.prompt)
+    return None if order is None else _counted(request, media, order)
+
+
+def order_said(prompt: str) -> int | None:
+    """1 for "the first one", -1 for "the last one"."""
+    return next((number for number, pattern in ORDINALS.items() if pattern.search(prompt)), None)
+
+
+def without_order(prompt: str) -> str:
+    for pattern in ORDINALS.values():
+        prompt = pattern.sub(" ", prompt)
+    return prompt
 
 
 def titled(prompt: str, items: Collection[Item]) -> list[Item]:

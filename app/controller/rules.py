@@ -82,9 +82,10 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, set[str], floa
         return "ask", set(), SURE
     if request.history and PHRASES["undo"].match(prompt):
         return "undo", set(), SURE
-    if ways_said(request):
+    if ways := ways_said(request):
         # What shows it says something too, and pictures that are near to it are no further wish.
-        return "new", {"image"} | wishes(parts, media, True) - {"text"}, SURE
+        others = wishes(parts, media, True) - {"text"}
+        return "new", others | ({"image"} if not others or any("show" in way.params for way in ways) else set()), SURE
     wanted = wishes(parts, media, bool(request.uploads or request.history))
     around = [*request.uploads, *(item.medium for item in request.in_focus())]
     edited = edited_medium(parts, wanted, around)

@@ -30,8 +30,9 @@ _AUXILIARY = re.compile(
 )
 # "What is this?": a question that has no words for what it is about.
 _WHAT_IS_THIS = re.compile(
-    r"(?:what|who|was|wer|qu[eé]|qu'est-ce|che|cosa|o que|wat|wie)\b.{0,16}?"
-    r"\b(?:this|that|it|these|those|here|das|dies|hier|[cç]a|cela|esto|eso|questo|quello|isto|isso|dit|dat)\W*",
+    r"(?:what|who|was|wer|qu[eé]|qu'est-ce|che|cosa|o que|wat|wie)"
+    r"(?:['’]s|\s+(?:is|are|was|were|can|be|seen|heard|do|you|i|we|see|hear|in|on|que|c'est|ist|sind|war|est|es|son|è|é|sono|s[aã]o|zijn))*"
+    r"\s+(?:this|that|it|these|those|here|das|dies|hier|[cç]a|cela|esto|eso|questo|quello|isto|isso|dit|dat)\W*",
     re.IGNORECASE,
 )
 _AS = re.compile(r"^(?:in|as|into|to|als|en|comme|come|como)\s+", re.IGNORECASE)
