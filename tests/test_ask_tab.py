@@ -376,12 +376,19 @@ class PaintOrFetch(Paint):
         return self.models if isinstance(inputs[0], Text) else ()
 
 
-def test_a_step_names_the_models_that_its_inputs_need(studio: Studio, photo: str) -> None:
+def test_a_step_names_the_models_that_its_inputs_need(studio: Studio) -> None:
+    host = Host(Assistant(Studio(studio.settings, Registry([PaintOrFetch()]), studio.manager)))
+    at_hand = {"@1": Image(np.zeros((8, 8, 3), np.uint8))}
+    for source, models in (("text:a bird", Paint.models), ("@1", ()), ("@2", Paint.models), ("$b", Paint.models)):
+        step = Step(id="a", op=Paint.name, inputs=[source], output="image")
+        assert host.state(step, at_hand).models == models
+
+
+def test_the_card_of_what_is_attached_names_its_models_alone(studio: Studio, photo: str) -> None:
     host = Host(Assistant(Studio(studio.settings, Registry([PaintOrFetch()]), studio.manager)))
     talk = Talk()
-    host.take(talk, "", [photo])
-    steps = [Step(id="a", op=Paint.name, inputs=[source], output="image") for source in ("text:a bird", "@1", "$b")]
-    assert [host.state(talk, step).models for step in steps] == [Paint.models, (), Paint.models]
+    host.take(talk, "another picture of this", [photo])
+    assert [state.models for state in talk.turns[0].steps] == [()]
 
 
 @given(st.lists(st.text(max_size=80), min_size=1, max_size=3))

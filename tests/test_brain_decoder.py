@@ -157,9 +157,17 @@ def test_what_is_decoded_is_called_by_the_pictures_it_is_nearest_to(decoder: Bra
 def test_other_folders_are_no_decoders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no brain decoder"):
         load_brain_decoder(tmp_path)
-    (tmp_path / "config.json").write_text('{"_class_name": "MeanShift", "width": 8}')
-    with pytest.raises(UserError, match="no brain decoder"):
-        load_brain_decoder(tmp_path)
+    own = '"_class_name": "BrainDecoder"'
+    configs = [
+        '"_class_name": "MeanShift", "width": 8',
+        own,
+        f'{own}, "subjects": {{"S1": {{}}}}',
+        f'{own}, "subjects": [1]',
+    ]
+    for config in (*configs, f'{own}, "subjects": {{}}, "depth": 3'):
+        (tmp_path / "config.json").write_text(f"{{{config}}}")
+        with pytest.raises(UserError, match="no brain decoder"):
+            load_brain_decoder(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------------------- fitting

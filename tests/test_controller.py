@@ -165,6 +165,11 @@ def test_what_is_named_is_meant_even_if_only_its_looks_can_be_used(prompt: str, 
     assert goal.sources == (source,)
 
 
+def test_a_question_with_a_noun_has_content() -> None:
+    assert content_of("what is a dog doing here") and content_of("what a view from here")
+    assert content_of("what can be seen here?") == content_of("What is this?") == ""
+
+
 @pytest.mark.parametrize("prompt", ["describe it", "what is this?", "What's that?", "was ist das?", "qué es esto"])
 def test_what_is_seen_of_an_object_is_described(prompt: str) -> None:
     found = steps(answer(prompt, history=(("mesh", "a frog"),)))

@@ -333,8 +333,9 @@ def test_only_whole_and_undamaged_weights_are_loaded(trained: Path, tmp_path: Pa
         loaded(folder("extra", {**weights, "extra": torch.zeros(1)}))
     with pytest.raises(UserError, match=r"size mismatch for adapters\.subj01"):
         loaded(folder("narrow", weights, width=40))
-    with pytest.raises(UserError, match="no brain decoder"):
-        loaded(folder("other", weights, depth=3))
+    for name, change in (("other", {"depth": 3}), ("wordy", {"width": "x"}), ("listed", {"subjects": ["subj01"]})):
+        with pytest.raises(UserError, match="no brain decoder"):
+            loaded(folder(name, weights, **change))
     damaged = folder("damaged", weights)
     write_sums(damaged)
     save_file({**weights, one: weights[one] + 1}, damaged / "model.safetensors")

@@ -129,6 +129,16 @@ def test_an_interrupted_training_ends_where_an_uninterrupted_one_does(
     assert rows[-2]["loss"] < rows[0]["loss"] / 5
 
 
+def test_a_run_that_began_with_other_weights_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train_line(tmp_path, 20, None, monkeypatch)
+    state = torch.load(tmp_path / "line" / "state.pt", weights_only=True)
+    torch.save(state | {"begun": loop.fingerprint(nn.Linear(2, 2))}, tmp_path / "line" / "state.pt")
+    with pytest.raises(SystemExit, match=r"began with other weights\. Move it away"):
+        train_line(tmp_path, 20, None, monkeypatch)
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "STATE", tmp_path)
     module = nn.Linear(1, 1)

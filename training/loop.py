@@ -7,6 +7,7 @@ uninterrupted one would have (on a GPU nearly: it adds in no fixed order). State
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import time
@@ -91,12 +92,13 @@ def train(
 
     ``batches(step)`` yields index arrays from that step on; ``loss_of(indices, step)`` gives the loss and what to log;
     ``evaluate(step)`` is called while the module holds the EMA weights. SIGTERM saves the state, then ends the process.
+    A state of a run that began with other weights is not gone on with: the process ends and says so.
     """
     folder = STATE / name
     folder.mkdir(parents=True, exist_ok=True)
     device = next(module.parameters()).device
-    ema = Ema(module, ema_decay)
-    step = _resume(folder / "state.pt", module, optimizers, ema)
+    ema, begun = Ema(module, ema_decay), fingerprint(module)
+    step = _resume(folder / "state.pt", begun, module, optimizers, ema)
     stop = False
 
     def request_stop(_signal: int, _frame: FrameType | None) -> None:
@@ -132,9 +134,9 @@ def train(
         if step % evaluate_every == 0:
             _log(folder, step, _with_ema(module, ema, partial(evaluate, step)))
         if time.monotonic() - saved > save_seconds:
-            _save(folder / "state.pt", step, module, optimizers, ema)
+            _save(folder / "state.pt", begun, step, module, optimizers, ema)
             saved = time.monotonic()
-    _save(folder / "state.pt", step, module, optimizers, ema)
+    _save(folder / "state.pt", begun, step, module, optimizers, ema)
     if stop:
         raise SystemExit(f"{name}: stopped at step {step}; run the same command to go on.")
     return ema.shadow
@@ -166,10 +168,20 @@ def _with_ema(module: nn.Module, ema: Ema, call: Callable[[], Metrics]) -> Metri
     return metrics
 
 
-def _resume(path: Path, module: nn.Module, optimizers: list[Optimizer], ema: Ema) -> int:
+def fingerprint(module: nn.Module) -> str:
+    """A checksum of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for value in module.state_dict().values():
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _resume(path: Path, begun: str, module: nn.Module, optimizers: list[Optimizer], ema: Ema) -> int:
     if not path.exists():
         return 0
     state = torch.load(path, map_location=next(module.parameters()).device, weights_only=True)
+    if state.get("begun", begun) != begun:
+        raise SystemExit(f"{path} is of a run that began with other weights. Move it away to begin a new one.")
     module.load_state_dict(state["module"])
     ema.shadow = state["ema"]
     for optimizer, saved in zip(optimizers, state["optimizers"], strict=True):
@@ -177,8 +189,9 @@ def _resume(path: Path, module: nn.Module, optimizers: list[Optimizer], ema: Ema
     return int(state["step"])
 
 
-def _save(path: Path, step: int, module: nn.Module, optimizers: list[Optimizer], ema: Ema) -> None:
+def _save(path: Path, begun: str, step: int, module: nn.Module, optimizers: list[Optimizer], ema: Ema) -> None:
     state = {
+        "begun": begun,
         "step": step,
         "module": module.state_dict(),
         "ema": ema.shadow,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import cast
@@ -24,6 +24,7 @@ from pipelines.media import Artifact, Text, load_artifact
 COSTLY_SECONDS = 5.0  # above this a plan is shown before it runs
 MAX_ATTACHMENTS = 12
 EXAMPLES = 6
+NOTHING_AT_HAND: Mapping[str, Artifact] = {}
 SEEDS = 1_000_000  # "another one" counts up from where a request began
 
 
@@ -61,7 +62,7 @@ class Host:
             number = talk.conversation.attach(upload, Path(file).name).number
             brought.append(attached(number, upload, Path(file).name))
         talk.pieces |= {piece.number: piece for piece in brought}
-        self._begin(talk, talk.add(prompt, brought), answer, brought)
+        self._begin(talk, talk.add(prompt, brought), answer, brought, uploads)
 
     def choose(self, talk: Talk, number: int, index: int) -> None:
         """Answer the choice ``index`` of the turn ``number``, about what was attached there."""
@@ -74,7 +75,7 @@ class Host:
         about = turn.brought if turn.stage == "said" else []
         uploads = [self.studio.library.load_by_hash(talk.conversation.hashes[piece.number]) for piece in about]
         answer = self._answer(talk, choice.prompt, uploads)
-        self._begin(talk, talk.add(choice.prompt), answer, about)
+        self._begin(talk, talk.add(choice.prompt), answer, about, uploads)
 
     def go(self, talk: Talk, number: int) -> None:
         """Run the plan of the turn ``number``: for the first time, or what is not done of it."""
@@ -94,7 +95,7 @@ class Host:
         turn = talk.turn(number)
         if turn.stage != "proposed":
             turn = talk.add(turn.prompt)
-        turn.plan, turn.steps, turn.changed = plan, [self.state(talk, step) for step in plan.steps], True
+        turn.plan, turn.steps, turn.changed = plan, [self.state(step) for step in plan.steps], True
         turn.stage, talk.todo = "running", turn
 
     def check(self, talk: Talk, plan: Plan) -> None:
@@ -193,14 +194,18 @@ class Host:
         with reporting():
             return self.assistant.answer(talk.conversation, prompt, uploads, random.randrange(SEEDS))
 
-    def _begin(self, talk: Talk, turn: Turn, answer: Answer, about: Sequence[Piece]) -> None:
-        """Answer ``turn`` by ``answer``, in which ``about`` were the attachments."""
+    def _begin(
+        self, talk: Talk, turn: Turn, answer: Answer, about: Sequence[Piece], uploads: Sequence[Artifact]
+    ) -> None:
+        """Answer ``turn`` by ``answer``, in which ``about`` were the attachments, which are ``uploads``."""
         turn.answer, turn.reader = answer, self.assistant.reader
         turn.sentence, turn.choices = answer.sentence, answer.choices
         if answer.plan is not None:
-            places = {f"{UPLOAD}{place}": f"{ARTIFACT}{piece.number}" for place, piece in enumerate(about, 1)}
+            numbers = [f"{ARTIFACT}{piece.number}" for piece in about]
+            places = {f"{UPLOAD}{place}": number for place, number in enumerate(numbers, 1)}
+            at_hand = dict(zip(numbers, uploads, strict=True))
             turn.plan = replaced(answer.plan, places)
-            turn.steps = [self.state(talk, step) for step in turn.plan.steps]
+            turn.steps = [self.state(step, at_hand) for step in turn.plan.steps]
             turn.stage = "proposed" if turn.to_fetch or turn.expected > COSTLY_SECONDS else "running"
         elif answer.act == "undo" and not answer.sentence:
             item = talk.conversation.undo()
@@ -218,34 +223,28 @@ class Host:
         turn.shown = [talk.pieces[numbers[0]]]
         turn.sentence = f"This is {named(turn.shown[0])}. What comes next is about it."
 
-    def state(self, talk: Talk, step: Step) -> StepState:
-        """The step before it runs, with what it is going to take: all that it may, unless its inputs are there."""
+    def state(self, step: Step, at_hand: Mapping[str, Artifact] = NOTHING_AT_HAND) -> StepState:
+        """The step before it runs, with what it is going to take: all that it may, unless its inputs are words or
+        ``at_hand``, by reference. Nothing is read from the gallery for that."""
         pipeline = self.studio.registry.get(step.op)
         models, seconds = pipeline.models, self.studio.seconds(pipeline)
-        try:
-            inputs, params = self._known_inputs(talk, step), pipeline.parse_params(step.params)
-            if inputs is not None:
-                models = pipeline.models_for(inputs, params)
-                seconds = self.studio.durations.expected(pipeline.name, pipeline.effort(inputs, params)) or seconds
-        except UserError:  # it is the step's to say, when it runs
-            pass
+        inputs = [_known(reference, at_hand) for reference in step.inputs]
+        known = [item for item in inputs if item is not None]
+        if len(known) == len(inputs):
+            try:
+                params = pipeline.parse_params(step.params)
+                models = pipeline.models_for(known, params)
+                seconds = self.studio.durations.expected(pipeline.name, pipeline.effort(known, params)) or seconds
+            except UserError:  # it is the step's to say, when it runs
+                pass
         specs = self.studio.manager.specs
         sources = {key: specs[key].source for key in models if key in specs}
         to_fetch = tuple(key for key, source in sources.items() if source.published and source.missing())
         return StepState(step, pipeline.title, models, seconds, to_fetch)
 
-    def _known_inputs(self, talk: Talk, step: Step) -> list[Artifact] | None:
-        """What the step is given, if all of it is there before the plan runs. Raises :class:`UserError` if it was."""
-        hashes = {f"{ARTIFACT}{number}": hash for number, hash in talk.conversation.hashes.items()}
-        inputs: list[Artifact] = []
-        for reference in step.inputs:
-            if reference.startswith(TEXT):
-                inputs.append(Text(reference.removeprefix(TEXT)))
-            elif reference in hashes:
-                inputs.append(self.studio.library.load_by_hash(hashes[reference]))
-            else:
-                return None
-        return inputs
+
+def _known(reference: str, at_hand: Mapping[str, Artifact]) -> Artifact | None:
+    return Text(reference.removeprefix(TEXT)) if reference.startswith(TEXT) else at_hand.get(reference)
 
 
 def piece_of(

@@ -218,7 +218,7 @@ def _restore(talk: Talk, given: KeptTurn, host: Host) -> None:
 def _states(talk: Talk, plan: Plan, host: Host) -> list[StepState]:
     """Raises :class:`UserError` unless the plan can run over what there is."""
     check(plan, host.studio.registry, talk.conversation.request("").available)
-    return [host.state(talk, step) for step in plan.steps]
+    return [host.state(step) for step in plan.steps]
 
 
 def _notice(missing: int) -> str:

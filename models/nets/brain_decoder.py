@@ -23,7 +23,14 @@ from torch.nn import functional as F
 
 from models.errors import UserError
 from models.nets.brain_subjects import Decoded as Decoded
-from models.nets.brain_subjects import ResidualBlock, SubjectAdapter, SubjectDecoder, no_decoder, read_config
+from models.nets.brain_subjects import (
+    ResidualBlock,
+    SubjectAdapter,
+    SubjectDecoder,
+    damaged_config,
+    no_decoder,
+    read_config,
+)
 
 SEMANTIC = 256
 LOW_LEVEL = (8, 8, 8)  # channels, rows, columns
@@ -119,7 +126,9 @@ def load_brain_decoder(folder: Path) -> BrainDecoder:
         raise UserError("This brain decoder is of the published size.", "Choose it in the full profile.")
     if kind != BrainDecoder.__name__:
         raise no_decoder(folder)
-    subjects = values.pop("subjects")
-    decoder = BrainDecoder(BrainDecoderConfig(**values))
-    decoder.read_pretrained(folder, subjects)
+    with damaged_config(folder):
+        subjects = values.pop("subjects")
+        decoder = BrainDecoder(BrainDecoderConfig(**values))
+        decoder.add_subjects(subjects)
+    decoder.read_pretrained(folder)
     return decoder

@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NamedTuple, cast
@@ -256,14 +257,17 @@ class SubjectDecoder(nn.Module, ABC):
             save_half({"concepts": self.concepts}, folder / CONCEPTS)
             (folder / SENTENCES).write_text("".join(f"{sentence}\n" for sentence in self.sentences))
 
-    def read_pretrained(self, folder: Path, subjects: Mapping[str, Mapping[str, str | int]]) -> None:
-        """Fill this new decoder from ``folder``, for the ``subjects`` of its ``config.json``.
-
-        Raises :class:`UserError` where a weight is missing, superfluous or of another shape.
-        """
+    def add_subjects(self, subjects: Mapping[str, Mapping[str, str | int]]) -> None:
+        """Those of a ``config.json``, with nothing known of their voxels yet."""
         for name, entry in subjects.items():
             voxels = int(entry["voxels"])
             self.add_subject(name, str(entry["mask_hash"]), torch.zeros(voxels), torch.ones(voxels))
+
+    def read_pretrained(self, folder: Path) -> None:
+        """Fill this new decoder, which has its subjects, from ``folder``.
+
+        Raises :class:`UserError` where a weight is missing, superfluous or of another shape.
+        """
         try:
             self.load_state_dict(load_file(folder / WEIGHTS))
             if (folder / CONCEPTS).is_file():
@@ -285,6 +289,15 @@ def read_config(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return values if isinstance(values, dict) else {}
+
+
+@contextmanager
+def damaged_config(folder: Path) -> Iterator[None]:
+    """Raises :class:`UserError` where what its ``config.json`` says makes no decoder."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise no_decoder(folder) from error
 
 
 def no_decoder(folder: Path) -> UserError:

@@ -6,7 +6,7 @@ adapters and residual blocks of the small one (:mod:`models.nets.brain_decoder`)
 - the core ends in tokens, which attend to each other: CLIP's of the picture, the first of them its class token;
 - a projector makes of them what is compared with CLIP's; its class token is ``semantic``, by which things are named;
 - a diffusion prior (DALL-E 2's, arXiv 2204.06125, as a transformer decoder over tokens) makes of the unprojected ones
-  what CLIP's tokens would have been;
+  what CLIP's tokens would have been, for generators that read these; the app's painter reads words, and asks for none;
 - a network with adapters of its own gives ``low_level``, the latents of the image autoencoder.
 
 One thing differs from its authors' code: there the attention's logits are multiplied by the root of a head's width, and
@@ -34,6 +34,7 @@ from models.nets.brain_subjects import (
     ResidualBlock,
     SubjectAdapter,
     SubjectDecoder,
+    damaged_config,
     no_decoder,
     read_config,
 )
@@ -294,6 +295,8 @@ def load_subject_decoder(folder: Path) -> BrainDecoder | TokenDecoder:
     settings: dict[str, Any] = {
         name: tuple(values[name]) if isinstance(values[name], list) else values[name] for name in names
     }
-    decoder = TokenDecoder(TokenDecoderConfig(**settings))
-    decoder.read_pretrained(folder, values["subjects"])
+    with damaged_config(folder):
+        decoder = TokenDecoder(TokenDecoderConfig(**settings))
+        decoder.add_subjects(values["subjects"])
+    decoder.read_pretrained(folder)
     return decoder

@@ -97,10 +97,10 @@ class Actors:
                 self._apply(common[number % len(common)], look)
         return look
 
-    def _apply(self, variant: ElementTree.Element, look: Look) -> None:
+    def _apply(self, variant: ElementTree.Element, look: Look, depth: int = 0) -> None:
         parent = VARIANTS + (variant.get("file") or "")
-        if variant.get("file") and parent in self.files:
-            self._apply(self._xml(parent), look)
+        if variant.get("file") and parent in self.files and depth < DEEPEST:
+            self._apply(self._xml(parent), look, depth + 1)
         look.mesh = (variant.findtext("mesh") or look.mesh).strip()
         for texture in variant.findall("textures/texture"):
             if texture.get("name") == "baseTex":

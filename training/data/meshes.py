@@ -156,7 +156,9 @@ def _spm_piece(reader: Reader, textures: list[tuple[str, str]], has: int, skinne
         vertices, colors = _spm_colored(reader, np.dtype(fields), np.dtype(after), count)
     else:
         vertices = reader.records(np.dtype(fields + after), count)
-    faces = reader.records("<u2" if count > 255 else "u1", indices // 3 * 3).reshape(-1, 3).astype(int)
+    if indices % 3:
+        raise ValueError(f"{indices} corners of faces are no whole number of triangles")
+    faces = reader.records("<u2" if count > 255 else "u1", indices).reshape(-1, 3).astype(int)
     uv = vertices["uv"].astype(float) if texture else None
     return _checked(Mesh(vertices["position"].astype(float), faces, uv, texture, colors))
 
