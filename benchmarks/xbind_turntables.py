@@ -70,7 +70,7 @@ def main() -> None:
     parser.add_argument("--data", help="folder of the table of shapes")
     parser.add_argument("--preset", choices=PHASES, default="preview")
     arguments = parser.parse_args()
-    shapes = load_shapes(data_folder(arguments.data))
+    shapes = load_shapes(data_folder(arguments.data), share_alike=True)
     known = first_by_hash(shapes, "train", KNOWN)
     held_out = first_by_hash(shapes, "heldout-name", HELD_OUT)
     params = XBindParams(preset=arguments.preset, seed=0)

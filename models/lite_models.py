@@ -7,12 +7,16 @@ from models.request_models import small_language_model
 from models.sources import Bundled
 from models.spec import ModelSpec, bytes_in_memory, imported_later
 
+SHARED_ALIKE = "CC-BY-SA-4.0"  # trained on models of games that are
+
 
 def lite_models() -> list[ModelSpec]:
-    def spec(key: str, module: str, load: str, lossless: Precision = "float32") -> ModelSpec:
+    def spec(
+        key: str, module: str, load: str, lossless: Precision = "float32", licence: str = "Apache-2.0"
+    ) -> ModelSpec:
         source = Bundled(f"{key}-lite")
         size = bytes_in_memory(source.path)
-        return ModelSpec(key, "lite", source, imported_later(module, load), "Apache-2.0", size, lossless=lossless)
+        return ModelSpec(key, "lite", source, imported_later(module, load), licence, size, lossless=lossless)
 
     return [
         spec("text-encoder", "models.text_encoder", "load_text_encoder"),
@@ -31,8 +35,8 @@ def lite_models() -> list[ModelSpec]:
         spec("clipsonic-mean-shift", "models.bridges", "load_bridge"),
         spec("clipsonic", "models.sound_generator", "load_sound_generator"),
         spec("bind-audio", "models.bind", "load_bind_audio"),
-        spec("shape-generator", "models.nets.shape_generator", "load_shape_generator"),
-        spec("shape-autoencoder", "models.nets.shape_autoencoder", "load_shape_autoencoder"),
+        spec("shape-generator", "models.nets.shape_generator", "load_shape_generator", licence=SHARED_ALIKE),
+        spec("shape-autoencoder", "models.nets.shape_autoencoder", "load_shape_autoencoder", licence=SHARED_ALIKE),
         spec("view-diffusion", "models.nets.view_diffusion", "load_view_diffusion"),
         spec("brain-decoder", "models.nets.brain_decoder", "load_brain_decoder"),
         spec("neuropictor", "models.nets.map_decoder", "load_map_decoder"),

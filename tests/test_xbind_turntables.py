@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from training.shapes import load_shapes, split_of
 
 def test_the_page_has_an_object_for_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_chairs(tmp_path)
+    shutil.copy(tmp_path / shapes.TABLE, tmp_path / shapes.SHARE_ALIKE_TABLE)
     (tmp_path / "models").mkdir()
     manager = shape_manager(tmp_path / "models")
     monkeypatch.setattr(shapes, "STATE", tmp_path / "state")

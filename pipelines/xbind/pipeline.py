@@ -152,7 +152,7 @@ class XBind(Pipeline):
         ("a sofa",),
         ("a car",),
         ("a bathtub",),
-        ("a palm tree",),
+        ("a horse",),
     )
 
     def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
