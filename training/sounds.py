@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from models.mel import LITE_MEL
-from training.tables import in_held_out_tenth, tell_checksum
+from training.tables import in_held_out_tenth, recipe_arguments, tell_checksum
 
 Split = Literal["train", "heldout-file", "heldout-class"]
 HELD_OUT: tuple[Split, Split] = ("heldout-file", "heldout-class")
@@ -140,13 +140,7 @@ def decode(encoded: bytes) -> np.ndarray:
 
 def sound_arguments(description: str | None, steps: int, batch: int | None = None) -> argparse.ArgumentParser:
     """The command line that the sound recipes share; with ``batch``, its size can be chosen."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--data", help="folder of the sound table")
-    parser.add_argument("--steps", type=int, default=steps)
-    if batch is not None:
-        parser.add_argument("--batch", type=int, default=batch)
-    parser.add_argument("--permissive-only", action="store_true", help="train on CC0, MIT and public domain clips only")
-    return parser
+    return recipe_arguments(description, steps, batch, "train on CC0, MIT and public domain clips only")
 
 
 def weights_name(name: str, permissive_only: bool) -> str:

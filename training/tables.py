@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 from pathlib import Path
 
@@ -22,3 +23,16 @@ def tell_checksum(path: Path, expected: str) -> None:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     same = "the table of the shipped weights" if found == expected else "NOT the table of the shipped weights"
     print(f"{path.name}: {same} (sha256 {found[:12]})", flush=True)
+
+
+def recipe_arguments(
+    description: str | None, steps: int, batch: int | None, permissive_only: str
+) -> argparse.ArgumentParser:
+    """The options of recipes whose tables are partly share-alike; ``permissive_only``: what is done without those."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", help="folder of the tables")
+    parser.add_argument("--steps", type=int, default=steps)
+    if batch is not None:
+        parser.add_argument("--batch", type=int, default=batch)
+    parser.add_argument("--permissive-only", action="store_true", help=permissive_only)
+    return parser

@@ -29,11 +29,8 @@ class AudioLDMParams(SoundOfWordsParams):
 
     def candidate_seeds(self) -> list[int]:
         """``candidates`` for the first variation, then for the next; the first of each is the variation's own."""
-        return [(seed + k * SEEDS_APART) % (MAX_SEED + 1) for seed in self.seeds(self.num_sounds) for k in self.each]
-
-    @property
-    def each(self) -> range:
-        return range(self.candidates)
+        candidates = range(self.candidates)
+        return [(seed + k * SEEDS_APART) % (MAX_SEED + 1) for seed in self.seeds(self.num_sounds) for k in candidates]
 
 
 class AudioLDM(Pipeline):
