@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -270,6 +271,24 @@ def test_both_recipes_write_generators_one_from_the_other(workplace: Path, monke
     changed = {name for name, value in first.state_dict().items() if not torch.equal(value, second[name])}
     assert "unet.class_embedding.weight" in changed
     assert changed <= {"unet.class_embedding.weight", "unet.class_embedding.bias", "null_condition"}
+
+
+def test_both_recipes_go_on_from_earlier_weights_with_all_layers(
+    workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(monkeypatch, sound_generator.main)
+    weights, earlier = workplace / "assets" / "weights", workplace / "earlier"
+    shutil.copytree(weights / "sound-generator-lite", earlier)
+    began_with = load_sound_generator(earlier).state_dict()
+    for recipe, name in ((sound_generator, "sound-generator"), (picture_sound, "clipsonic")):
+        shutil.rmtree(workplace / "state" / name, ignore_errors=True)
+        run(monkeypatch, recipe.main, "--steps", "0", "--continue-from", str(earlier))
+        unchanged = load_sound_generator(weights / f"{name}-lite").state_dict()
+        assert all(torch.equal(value, unchanged[key]) for key, value in began_with.items())
+        shutil.rmtree(workplace / "state" / name)
+        run(monkeypatch, recipe.main, "--continue-from", str(earlier))
+        learned = load_sound_generator(weights / f"{name}-lite").state_dict()
+        assert not torch.equal(learned["unet.conv_in.weight"], began_with["unet.conv_in.weight"])
 
 
 def test_held_out_clips_are_measured_and_shown(workplace: Path) -> None:

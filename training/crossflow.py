@@ -30,6 +30,7 @@ from training.loop import DEVICE, STATE, Metrics, Schedule, autocast, shuffled_b
 from training.muon import Muon
 from training.pictures import Picture, Pictures, Split, data_folder, load_pictures, verify_checksums
 from training.publish import checksum_of, publish_crossflow
+from training.tables import add_continue_from
 
 WEIGHTS = Path("assets/weights")
 SEED, BATCH = 29, 768
@@ -251,8 +252,7 @@ def main() -> None:
     parser.add_argument("--encoder-steps", type=int, default=ENCODER_STEPS, help="of the steps, the text encoder alone")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--lr", type=float, default=2e-3, help="1.5e-3 for batches of 192")
-    parser.add_argument("--continue-from", type=Path, help="weights to go on from, with fresh optimizer state")
-    arguments = parser.parse_args()
+    arguments = add_continue_from(parser).parse_args()
     folder = data_folder(arguments.data)
     verify_checksums(folder)
     pictures = load_pictures(folder)

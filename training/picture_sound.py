@@ -1,8 +1,9 @@
 """Recipe of ``assets/weights/clipsonic-lite``: CLIPSonic in small, CLIP-lite's vector of a picture to a sound.
 
-    python -m training.picture_sound --data FOLDER [--batch B] [--steps N]
+    python -m training.picture_sound --data FOLDER [--batch B] [--steps N] [--continue-from FOLDER]
 
-The network begins as ``sound-generator-lite``; the layer that takes the condition first learns alone. The condition of
+The network begins as ``sound-generator-lite``; the layer that takes the condition first learns alone, unless the run
+goes on from weights that know pictures. The condition of
 a clip is the vector of a random picture that shows what sounds, and no text is ever seen (arXiv 2306.09635). Two clips
 are mixed only together with their pictures' vectors. Needs ``audio-autoencoder-lite``, ``picture-text-lite``, and for
 the measures ``sound-text-lite``.
@@ -37,6 +38,7 @@ from training.sound_diffusion import (
     train_generator,
 )
 from training.sounds import Sound, Sounds, load_sounds, sound_arguments, weights_name
+from training.tables import add_continue_from
 
 SEED, BATCH, STEPS = 59, 64, 3600
 CONDITION_FIRST = 300
@@ -135,7 +137,7 @@ def learn_condition_first(model: SoundGenerator, step: int) -> None:
 
 
 def main() -> None:
-    arguments = sound_arguments(__doc__, STEPS, BATCH).parse_args()
+    arguments = add_continue_from(sound_arguments(__doc__, STEPS, BATCH)).parse_args()
     folder = data_folder(arguments.data)
     sounds = load_sounds(folder)
     links = load_links(folder, sounds, arguments.permissive_only)
@@ -143,8 +145,8 @@ def main() -> None:
     items = linked.select("train", permissive_only=arguments.permissive_only)
     name = weights_name("clipsonic", arguments.permissive_only)
     listener = Listener(arguments.permissive_only)
-    beginning = WEIGHTS / f"{weights_name('sound-generator', arguments.permissive_only)}-lite"
-    model = load_sound_generator(beginning).to(DEVICE)
+    of_sounds = WEIGHTS / f"{weights_name('sound-generator', arguments.permissive_only)}-lite"
+    model = load_sound_generator(arguments.continue_from or of_sounds).to(DEVICE)
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         rng = np.random.default_rng((SEED, step))
@@ -153,7 +155,8 @@ def main() -> None:
         mixed = torch.rand(len(chosen)) < MIXED
         latents, _ = listener.hear(mix(waveforms, mixed, torch.zeros(len(chosen))))
         both = F.normalize(vectors + torch.where(mixed[:, None], vectors.roll(1, 0), 0.0), dim=1).to(DEVICE)
-        learn_condition_first(model, step)
+        if not arguments.continue_from:
+            learn_condition_first(model, step)
         return diffusion_loss(model, latents, both)
 
     def condition_of(held_out: list[Sound], _: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from models.nets.shape_autoencoder import TRUNCATION
 from training.loop import STATE
 from training.picture_text import cached
 from training.pictures import CHECKSUMS, concept_name
-from training.tables import in_held_out_tenth, recipe_arguments, tell_checksum
+from training.tables import add_continue_from, in_held_out_tenth, recipe_arguments, tell_checksum
 
 Split = Literal["train", "heldout-name"]
 TABLE, SHARE_ALIKE_TABLE = "shapes64.parquet", "shapes64-sharealike.parquet"
@@ -150,9 +150,7 @@ def _shape(index: int, row: dict[str, Any]) -> Shape:
 
 def shape_arguments(description: str | None, steps: int, batch: int | None = None) -> argparse.ArgumentParser:
     """The command line that the recipes of shapes share; with ``batch``, its size can be chosen."""
-    parser = recipe_arguments(description, steps, batch, "do without the share-alike table")
-    parser.add_argument("--continue-from", type=Path, help="weights to go on from, with fresh optimizer state")
-    return parser
+    return add_continue_from(recipe_arguments(description, steps, batch, "do without the share-alike table"))
 
 
 # ---------------------------------------------------------------------------------------------------------- grids

@@ -36,3 +36,9 @@ def recipe_arguments(
         parser.add_argument("--batch", type=int, default=batch)
     parser.add_argument("--permissive-only", action="store_true", help=permissive_only)
     return parser
+
+
+def add_continue_from(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The option of recipes that can go on from weights of an earlier run, on more data or for longer."""
+    parser.add_argument("--continue-from", type=Path, help="weights to go on from, with fresh optimizer state")
+    return parser
