@@ -24,6 +24,16 @@ def _hash(path: Path, number: int, size: int, changed: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def files_in(folder: Path) -> list[str]:
+    """Names of the files of a folder of weights and of the folders in it (``unet/config.json``), in order.
+
+    Hidden ones are left out, and what lies deeper: published layouts have one level of parts.
+    """
+    found = (path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file())
+    names = (path.relative_to(folder) for path in found)
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+
 def checksum_of(sums: Mapping[str, str]) -> str:
     """One checksum over file names and their hashes, whatever their order; side files do not count."""
     listing = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()) if name not in SIDE_FILES)

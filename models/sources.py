@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from models.checksums import SHA256_DIGITS, SUMS, checksum_of, hash_of
+from models.checksums import SHA256_DIGITS, SUMS, checksum_of, files_in, hash_of
 from models.errors import UserError
 from models.hub import OnProgress as OnProgress
 from models.hub import cached, fetch
@@ -62,7 +62,8 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Folder(Source):
-    """A folder on this machine. With a ``SHA256SUMS`` in it, every file that it lists has to be as it says."""
+    """A folder on this machine, with the folders in it. If it has a ``SHA256SUMS``, every file in that
+    list has to be as it says."""
 
     path: Path
 
@@ -71,7 +72,7 @@ class Folder(Source):
         if not self.path.is_dir():
             shown = self.path.name if self.path.is_relative_to(ASSETS) else self.path
             raise UserError(f"The weights '{shown}' are missing.", _restore(self.path))
-        names = sorted(path.name for path in self.path.iterdir() if path.is_file())
+        names = files_in(self.path)
         sums = _verified(self.path) if SUMS in names else _hashes(self.path, names)
         refuse_code(self.path, names)
         return Files(self.path, checksum_of(sums))

@@ -11,6 +11,7 @@ from math import prod
 from pathlib import Path
 from typing import Literal
 
+from models.checksums import files_in
 from models.precision import Precision
 from models.sources import Source
 
@@ -53,9 +54,10 @@ def imported_later(module: str, name: str) -> Callable[..., object]:
 
 
 def bytes_in_memory(folder: Path) -> int:
-    """Bytes of the folder's tensors held in float32, read from the files' headers; 0 for a folder without any."""
-    stored = sum(path.stat().st_size for pattern in ("*.pth", "*.bin") for path in folder.glob(pattern))
-    return stored + FLOAT32_BYTES * sum(_elements(path) for path in folder.glob("*.safetensors"))
+    """Bytes of the tensors in the folder and its folders held in float32, from the files' headers; 0 without any."""
+    files = [folder / name for name in files_in(folder)]
+    stored = sum(path.stat().st_size for path in files if path.suffix in (".pth", ".bin"))
+    return stored + FLOAT32_BYTES * sum(_elements(path) for path in files if path.suffix == ".safetensors")
 
 
 def _elements(path: Path) -> int:

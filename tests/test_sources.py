@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from models import checksums, sources
 from models.errors import UserError
 from models.sources import Bundled, FirstOf, Folder, Source, read_sums
+from models.spec import bytes_in_memory
 from tests.weight_folders import refusal, resolve, weights_in, write_sums
 
 
@@ -67,6 +68,24 @@ def test_weights_that_change_after_they_were_verified_are_verified_again(tmp_pat
     assert resolve(Folder(plain)).checksum != first.checksum
     (plain / "another.safetensors").write_bytes(whole)
     assert len({resolve(Folder(plain)).checksum, first.checksum}) == 2
+
+
+def test_the_parts_of_a_model_in_folders_of_their_own_count_and_are_looked_at(tmp_path: Path) -> None:
+    folder = weights_in(tmp_path / "painter-lite")
+    (folder / "SHA256SUMS").unlink()
+    without, size = resolve(Folder(folder)).checksum, bytes_in_memory(folder)
+    part = weights_in(folder / "unet")
+    (part / "SHA256SUMS").unlink()
+    (folder / ".git").mkdir()
+    (folder / ".git" / "program.py").write_text("raise SystemExit")  # hidden, and never read
+    first = resolve(Folder(folder)).checksum
+    assert first != without and bytes_in_memory(folder) == 2 * size > 0
+    whole = (part / "model.safetensors").read_bytes()
+    (part / "model.safetensors").write_bytes(whole[:-1] + b"?")
+    assert resolve(Folder(folder)).checksum not in (first, without)
+    (part / "unet.py").write_text("raise SystemExit")
+    with pytest.raises(UserError, match=r"unet/unet\.py"):
+        resolve(Folder(folder))
 
 
 def test_what_did_not_change_is_not_read_again(tmp_path: Path) -> None:
