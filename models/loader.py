@@ -27,7 +27,7 @@ from models.licences import require_licence
 from models.loading import build, first_line, is_out_of_memory, trim_heap
 from models.modules import bytes_of
 from models.precision import Precision
-from models.quantize import bytes_at
+from models.quantize import bytes_at, least_bytes_at
 from models.resident import Resident, Superseded, move, pinned_bytes_of
 from models.sources import Files
 from models.spec import ModelSpec
@@ -87,8 +87,9 @@ class Loader:
 
     def start(self, spec: ModelSpec, *, ahead: bool) -> Resident:
         """Make room and begin to load. Raises :class:`UserError` if there is no room to be had."""
-        evicted = self.ledger.make_room(spec.key, self._size(spec.key), self._coming(spec))
-        resident = Resident(spec, self.precisions[spec.key], self._size(spec.key), ahead=ahead)
+        need = self._size(spec.key) if ahead else self._claim(spec.key)
+        evicted = self.ledger.make_room(spec.key, need, self._coming(spec))
+        resident = Resident(spec, self.precisions[spec.key], need, ahead=ahead)
         self.ledger.enter(resident)
         self._thread.submit(self._load, resident, evicted)
         return resident
@@ -138,6 +139,16 @@ class Loader:
         """Bytes that the model took when it was last loaded, else about what it will take."""
         precision = self.precisions[key]
         return self.ledger.sizes.get((key, precision)) or bytes_at(self.specs[key].bytes, precision)
+
+    def _claim(self, key: str) -> int:
+        """As :meth:`_size`, but all the room that can be had where a model may fit that is thought to be too big.
+
+        What is thought of a model that was never loaded is rather too much; once it is built, it is weighed.
+        """
+        size, room = self._size(key), self.ledger.budget_bytes - self.ledger.in_use
+        known = (key, self.precisions[key]) in self.ledger.sizes
+        least = least_bytes_at(self.specs[key].bytes, self.precisions[key])
+        return room if not known and least <= room < size else size
 
     # ------------------------------------------------------------------------------------------- in the thread
 

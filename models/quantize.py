@@ -54,6 +54,8 @@ SLOWER = 1.1  # what may pass for equally fast
 # picture-text-lite, whose convolutions are of a class of their own, and the captioners' (transformers' Conv1D).
 SHARES: dict[Precision, float] = {"float32": 1.0, "float16": 0.6, "bfloat16": 0.6, "int8": 0.4, "nf4": 0.33}
 
+BITS: dict[Precision, int] = {"float32": 32, "float16": 16, "bfloat16": 16, "int8": 8, "nf4": 4}
+
 
 def apply_precision(model: object, precision: Precision, device: torch.device) -> None:
     """Hold a float32 model in ``precision``, in place; its layers go on taking and giving what they did.
@@ -109,6 +111,11 @@ def _language_layers(module: nn.Module) -> Iterator[nn.Module]:
 def bytes_at(float32_bytes: int, precision: Precision) -> int:
     """About what a model takes in ``precision`` that takes ``float32_bytes`` in float32; rather too much."""
     return math.ceil(float32_bytes * SHARES[precision])
+
+
+def least_bytes_at(float32_bytes: int, precision: Precision) -> int:
+    """What it takes at the very least: every weight held in so many bits."""
+    return math.ceil(float32_bytes * BITS[precision] / BITS["float32"])
 
 
 def choose_precision(largest_set_bytes: int, budget_bytes: int, speeds: Speeds) -> Precision:

@@ -19,12 +19,15 @@ import torch
 from app.settings import Settings
 from app.studio import Studio
 from models.errors import Cancelled, UserError
+from models.manager import ModelManager
 from models.modules import bytes_of
+from models.precision import Precision
+from models.quantize import bytes_at
 from models.sources import Files, Folder, OnProgress
 from pipelines.base import Event, Params, Progress, Registry, Runtime
 from pipelines.media import Artifact, Text
 from tests.tiny import Paint
-from tests.tiny_models import UNIT, Weights, manager_of, resident, spec_of, use, wait_until
+from tests.tiny_models import CPU, UNIT, Weights, manager_of, resident, spec_of, use, wait_until
 
 
 def test_a_wait_can_be_given_up_and_the_load_then_ends(tmp_path: Path) -> None:
@@ -182,6 +185,27 @@ def test_a_lower_precision_is_only_taken_where_the_settings_leave_the_choice(tmp
         sizes.append(free.used_bytes)
     assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) >= 3
     assert free.record("a").precision == "nf4"
+
+
+def test_a_model_that_may_be_smaller_than_thought_is_weighed_before_it_is_refused(tmp_path: Path) -> None:
+    built: list[str] = []
+
+    def build(_: Path) -> torch.nn.Linear:
+        built.append("a")
+        return torch.nn.Linear(256, 256)
+
+    spec = spec_of("a", tmp_path, expected=4 * (256 * 256 + 256), load=build)
+    halves: dict[str, dict[str, Precision]] = {"precisions": {"a": "bfloat16"}}
+    weight = 2 * 256 * 256 + 4 * 256  # between the thought 0.6 of float32 and its half
+    fits = manager_of(35, spec, **halves)
+    assert bytes_at(spec.bytes, "bfloat16") > fits.budget_bytes > weight
+    use(fits, "a")
+    assert fits.used_bytes == weight
+    tight, hopeless = (ModelManager({"a": spec}, CPU, budget, **halves) for budget in (weight - 1, spec.bytes // 2 - 1))
+    for manager, times in ((tight, 2), (hopeless, 2)):
+        with pytest.raises(UserError, match="'a'"):
+            use(manager, "a")
+        assert (len(built), manager.used_bytes) == (times, 0), "what cannot fit is not even built"
 
 
 def test_what_a_first_load_imported_does_not_make_a_model_dear(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
