@@ -11,6 +11,7 @@ import trimesh
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.edits import colour as colours_of_edits
 from pipelines.media import Image, Mesh
 from tests.edit_examples import closed, edited, picture, refused, same, seeds, sphere
 from tests.media_examples import few
@@ -264,6 +265,14 @@ def test_objects_are_painted_or_their_colours_turned() -> None:
     bare = Mesh(sphere(1).vertices, sphere(1).faces)
     assert (edited("mesh-recolour", bare, colour="red", hue=120).vertex_colors == [0, 255, 0]).all()
     assert "no colours" in refused("mesh-recolour", bare, hue=120)
+
+
+def test_many_colours_are_turned_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    colours = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)[:, ::2]
+    whole = colours_of_edits.turn_hue(colours, 50.0)
+    assert not np.array_equal(whole, colours)
+    monkeypatch.setattr(colours_of_edits, "AT_ONCE", 3)
+    assert np.array_equal(colours_of_edits.turn_hue(colours, 50.0), whole)
 
 
 @pytest.mark.parametrize("colour", ["reddish", "", "rgb(300,0,0)", "#12", "x" * 41])
