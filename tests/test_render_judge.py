@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -112,6 +113,14 @@ def test_a_missing_judge_is_said_in_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="judge of objects is missing") as refusal:
         load_render_judge(tmp_path / "render-judge")
     assert "training.render_judge" in refusal.value.hint
+
+
+def test_a_judge_of_another_design_is_refused(tmp_path: Path) -> None:
+    RenderJudge().save_pretrained(tmp_path)
+    assert load_render_judge(tmp_path).object.out_features == recipe.SPACE
+    (tmp_path / "config.json").write_text(json.dumps({**recipe.DESIGN, "side": 64}))
+    with pytest.raises(UserError, match="another design"):
+        load_render_judge(tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------- what it never sees

@@ -49,6 +49,7 @@ WEIGHTS = Path("assets/weights")
 CONFIG, FILE = "config.json", "model.safetensors"
 WIDTHS, SPACE = (32, 64, 96, 128), 128
 SIDE = VIEWS_CONFIG.side  # of a view: those of the recipe of XBind's prior are used once more
+DESIGN = {"side": SIDE, "widths": list(WIDTHS), "space": SPACE}  # what weights have to be of
 SEEN = 4  # views of an object
 HELD_OUT_VIEWS = tuple(range(4, VIEWS, 5))  # of every shape: spread around it, never trained on
 HELD_OUT_HUE, BAND = 90.0, 15.0  # degrees: hues turned by this, or less than the band from it, are not trained on
@@ -83,16 +84,17 @@ class RenderJudge(nn.Module):
     def save_pretrained(self, folder: Path) -> None:
         """``config.json`` and ``model.safetensors`` in float16."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / CONFIG).write_text(json.dumps({"side": SIDE, "widths": WIDTHS, "space": SPACE}) + "\n")
+        (folder / CONFIG).write_text(json.dumps(DESIGN) + "\n")
         save_half(self.state_dict(), folder / FILE)
 
 
 def load_render_judge(folder: Path = WEIGHTS / NAME) -> RenderJudge:
-    """As :meth:`RenderJudge.save_pretrained` writes it, in float32. Raises :class:`UserError` if it is not there."""
+    """As :meth:`RenderJudge.save_pretrained` writes it, in float32. Raises :class:`UserError` if no such is there."""
+    hint = "Train it with 'python -m training.render_judge'."
     if not (folder / FILE).is_file():
-        raise UserError(
-            f"The judge of objects is missing: '{folder}'.", "Train it with 'python -m training.render_judge'."
-        )
+        raise UserError(f"The judge of objects is missing: '{folder}'.", hint)
+    if json.loads((folder / CONFIG).read_text()) != DESIGN:
+        raise UserError(f"The judge of objects in '{folder}' is of another design.", hint)
     model = RenderJudge()
     model.load_state_dict(load_file(folder / FILE))
     return model.eval()
