@@ -23,7 +23,7 @@ LANGUAGE_MODEL, READER = "language-model", "request-reader"
 ENCODER, SLOT_READER = "sentence-encoder", "slot-reader"
 MAX_REPLY_TOKENS = 200
 ENDPOINT_CHARACTERS = 8000  # of a chat: some 2000 tokens, half of what the smallest servers take
-MANNER = "You are the assistant of a studio that makes pictures. Answer in a few plain sentences."
+MANNER = "You are the assistant of a studio that makes pictures, sounds and 3-D objects. Answer in a few plain sentences."
 
 
 class Assistant:
@@ -77,12 +77,12 @@ class Assistant:
         Raises as :func:`~app.controller.executor.execute`.
         """
         library = self.studio.library
+        uploads = [library.keep_input(upload) for upload in uploads]
         sources = {f"{UPLOAD}{number}": upload for number, upload in enumerate(uploads, 1)}
         earlier = {reference for step in plan.steps for reference in step.inputs if reference.startswith(ARTIFACT)}
         sources |= {ref: library.load_by_hash(conversation.hashes[int(ref.removeprefix(ARTIFACT))]) for ref in earlier}
         uploaded = []
         for upload, name in zip(uploads, names or [upload.medium for upload in uploads], strict=True):
-            library.keep_input(upload)
             uploaded.append(conversation.attach(upload, name).number)
         made: dict[str, int] = {}
         with closing(execute(self.studio, plan, sources, cancelled)) as events:

@@ -75,16 +75,15 @@ class SoundParams(Params):
         """One a variation; others than its sound's, or a bridge's noise would be the beginning of its sound's noise."""
         return [seed ^ 1 << 20 for seed in self.seeds(self.num_sounds)]
 
+    def sampling(self, seconds: float) -> float:
+        """What a run's time grows with, if each sound has to be ``seconds`` long."""
+        return self.num_sounds * self.steps * max(seconds, USUAL)
+
 
 class SoundOfWordsParams(SoundParams):
     """Of those that words alone may ask."""
 
     duration: float = Field(USUAL, ge=SHORTEST, le=LONGEST, description="Seconds.")
-
-    @property
-    def sampling(self) -> float:
-        """What a run's time grows with."""
-        return self.num_sounds * self.steps * max(self.duration, USUAL)
 
 
 # ---------------------------------------------------------------------------------------------------- words, pictures

@@ -1,7 +1,8 @@
 """AudioLDM: a sound from words, by a generator that was given the vectors of sounds and never a word.
 
 Words are where the sound-text space has them; its training has put them beside the sounds that they describe
-(arXiv 2301.12503, section 3.1). Of several sounds the one nearest to the words is kept, as its authors' program does.
+(arXiv 2301.12503, section 3.1). Of several sounds the one nearest to the words is kept, as its authors' program does, which
+takes 200 noisy steps for each (DDIM, eta 1); here it is a few without noise, since one sound is waited for.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class AudioLDM(Pipeline):
 
     def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
         params = cast(AudioLDMParams, params)
-        return params.sampling * params.candidates
+        return params.sampling(params.duration) * params.candidates
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(AudioLDMParams, params)

@@ -60,7 +60,8 @@ class CLIPSonic(Pipeline):
         return params.num_sounds, round(params.duration)
 
     def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
-        return cast(CLIPSonicParams, params).sampling
+        params = cast(CLIPSonicParams, params)
+        return params.sampling(params.duration)
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(CLIPSonicParams, params)

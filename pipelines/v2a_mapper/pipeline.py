@@ -83,7 +83,7 @@ class V2AMapper(Pipeline):
 
     def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
         params = cast(V2AParams, params)
-        return params.num_sounds * params.steps * max(_seconds(shown_in(inputs), params), USUAL)
+        return params.sampling(_seconds(shown_in(inputs), params))
 
     def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
         params = cast(V2AParams, params)
