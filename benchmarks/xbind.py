@@ -40,7 +40,8 @@ from pipelines.base import Runtime, precision
 from pipelines.media import Mesh
 from pipelines.xbind import optimisation
 from pipelines.xbind.optimisation import JUDGED, PHASES_FROM_NOTHING, Phase, Refinement, has_surface, refined
-from pipelines.xbind.pipeline import PHASES, XBindParams
+from pipelines.xbind.pipeline import PHASES, ShapeMaker, Wanted, XBindParams
+from pipelines.xbind.prompts import Meaning
 from pipelines.xbind.rendering import UNIT, Framing, render
 from pipelines.xbind.supervision import Supervision, Weights
 from pipelines.xbind.surface import surface
@@ -88,6 +89,7 @@ class Bench:
         self.space, self.encoder, self.generator, self.autoencoder = (
             stack.enter_context(manager.lease(key)) for key in keys
         )
+        self.maker = ShapeMaker(self.generator, self.autoencoder, self.runtime)
         self.prior = stack.enter_context(manager.lease(PRIOR)) if is_there(manager, PRIOR) else None
         self.known = shapes.select("train")
         icons = torch.cat([self.icons(self.known[i : i + 32]) for i in range(0, len(self.known), 32)])
@@ -138,10 +140,15 @@ class Bench:
         return self.truth(self.known[int((self.asking @ query.condition).amax(0).argmax())])
 
     def _preview(self, query: Query, seed: int) -> Tensor:
-        params = XBindParams()
+        making = self.maker.make([Wanted(Meaning(query.condition, query.name), seed)], XBindParams())
+        while True:
+            try:
+                next(making)
+            except StopIteration as done:
+                [latents] = done.value
+                break
         with precision(self.runtime.models):
-            latents = self.generator.sample(query.condition[None], params.steps, params.guidance, [seed])
-            grid: Tensor = self.autoencoder.grid(latents, self.autoencoder.config.size)[0].float().cpu()
+            grid: Tensor = self.autoencoder.grid(latents[None], self.autoencoder.config.size)[0].float().cpu()
         return grid
 
     def _refined(self, weights: Weights, query: Query, seed: int) -> Tensor:

@@ -6,10 +6,12 @@ declaration. A third party adds a pipeline with an entry point in the group ``sy
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -24,7 +26,11 @@ from models.records import ModelRecord
 from pipelines.artifact import BADGE_CHARACTERS
 from pipelines.media import Artifact, Image, Provenance, Text
 
+log = logging.getLogger(__name__)
+
 MAX_SEED = 2**31 - 1
+CANDIDATES_APART = 1 << 24
+ENTRY_POINTS = "synesthete.pipelines"
 EXAMPLES = Path(__file__).parents[1] / "assets" / "examples"
 ADVANCED: JsonDict = {"advanced": True}  # as a field's ``json_schema_extra``: its control is in the page's folded part
 
@@ -47,6 +53,11 @@ class Params(BaseModel):
     def seeds(self, count: int) -> list[int]:
         """One for each of ``count`` variations, from ``seed`` on."""
         return [(self.seed + i) % (MAX_SEED + 1) for i in range(count)]
+
+
+def candidate_seed(seed: int, number: int) -> int:
+    """Of the candidate ``number`` for the variation ``seed``, which is its first; far from other variations' seeds."""
+    return (seed + number * CANDIDATES_APART) % (MAX_SEED + 1)
 
 
 @dataclass(frozen=True)
@@ -96,17 +107,22 @@ class Runtime:
     """What a run is given beside inputs and params: models by lease, and the wish to stop.
 
     ``micro_batch``: how many things may be computed at once; less after memory ran out. ``report`` takes progress that
-    comes while the pipeline waits for a model and can yield nothing.
+    comes while the pipeline waits for a model and can yield nothing. ``waits``: seconds until it had each lease.
     """
 
     models: Lender
     cancelled: threading.Event = field(default_factory=threading.Event)
     micro_batch: int = 16
     report: Callable[[Progress], None] = field(default=lambda progress: None)
+    waits: list[float] = field(default_factory=list)
 
-    def lease(self, key: str) -> AbstractContextManager[Any]:
+    @contextmanager
+    def lease(self, key: str) -> Iterator[Any]:
         """The model ``key`` for as long as the context lasts; its load reports progress and can be cancelled."""
-        return self.models.lease(key, self._loading)
+        asked = time.perf_counter()
+        with self.models.lease(key, self._loading) as model:
+            self.waits.append(time.perf_counter() - asked)
+            yield model
 
     def _loading(self, fraction: float, message: str) -> None:
         self.raise_if_cancelled()
@@ -194,20 +210,28 @@ VERSION = "0.1.0"
 
 
 def provenance(
-    pipeline: Pipeline, inputs: Sequence[Artifact], params: Params, lender: Lender, index: int = 0
+    pipeline: Pipeline,
+    inputs: Sequence[Artifact],
+    params: Params,
+    lender: Lender,
+    index: int = 0,
+    *,
+    badge: str = "",
+    models: Sequence[str] | None = None,
 ) -> Provenance:
-    """The provenance of the artifact number ``index`` of a run. What is made of something with a badge has it too."""
-    badges = dict.fromkeys(item.provenance.badge for item in inputs if item.provenance and item.provenance.badge)
+    """The provenance of the artifact number ``index`` of a run. What is made of something with a badge has it too,
+    after its own ``badge``. ``models``: those that made it, if they are not all that such a run may lease."""
+    badges = dict.fromkeys([badge, *(item.provenance.badge for item in inputs if item.provenance)])
     return Provenance(
         pipeline=pipeline.name,
         inputs=tuple(_described(item) for item in inputs),
         params=params.model_dump(mode="json", exclude={"seed"}),
         seed=params.seed,
         parents=tuple(item.content_hash() for item in inputs if not isinstance(item, Text)),
-        models=tuple(lender.record(key) for key in pipeline.models_for(inputs, params)),
+        models=tuple(lender.record(key) for key in (pipeline.models_for(inputs, params) if models is None else models)),
         index=index,
         version=VERSION,
-        badge=" ".join(badges)[:BADGE_CHARACTERS],
+        badge=" ".join(filter(None, badges))[:BADGE_CHARACTERS],
     )
 
 
@@ -249,9 +273,26 @@ def installed_registry(profile: Literal["lite", "full"] = "lite") -> Registry:
     from pipelines.v2a_mapper.pipeline import V2AMapper
     from pipelines.xbind.pipeline import XBind
 
-    third_party = [point.load()() for point in entry_points(group="synesthete.pipelines")]
     shapes = [] if profile == "lite" else [ShapE()]
     maps = SmallNeuroPictorPipeline() if profile == "lite" else NeuroPictorPipeline()
     sounds = [V2AMapper(), AudioLDM(), CLIPSonic()]
     built_in = [CrossFlow(), CrossFlowMorph(), *sounds, *shapes, XBind(), Describe(), FMRI(), maps]
-    return Registry([*built_in, *third_party, *(edit() for edit in EDITS)])
+    edits = [edit() for edit in EDITS]
+    return Registry([*built_in, *_offered({pipeline.name for pipeline in (*built_in, *edits)}), *edits])
+
+
+def _offered(taken: set[str]) -> list[Pipeline]:
+    """What installed packages offer. One that fails, or whose name is ``taken``, is left out and logged: the rest
+    of the app works."""
+    offered: dict[str, Pipeline] = {}
+    for point in entry_points(group=ENTRY_POINTS):
+        try:
+            pipeline: Pipeline = point.load()()
+        except Exception:  # whatever somebody else's code raises
+            log.exception("The pipeline '%s' of an installed package cannot be loaded, and is left out", point.value)
+            continue
+        if pipeline.name in taken | set(offered):
+            log.error("The pipeline '%s' is left out: there is a '%s' already", point.value, pipeline.name)
+            continue
+        offered[pipeline.name] = pipeline
+    return list(offered.values())

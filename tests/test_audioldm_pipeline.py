@@ -11,8 +11,8 @@ import pytest
 
 from models.errors import UserError
 from models.manager import ModelManager
-from pipelines.audioldm.pipeline import SEEDS_APART, AudioLDM, nearest
-from pipelines.base import Progress, Runtime, installed_registry
+from pipelines.audioldm.pipeline import AudioLDM, nearest
+from pipelines.base import CANDIDATES_APART, Progress, Runtime, installed_registry
 from pipelines.media import Artifact, Audio, Text
 from pipelines.sounds import SoundMaker, Wanted
 from pipelines.spaces import sound_vector, words_vector
@@ -44,7 +44,7 @@ def test_the_condition_is_where_the_space_of_sounds_has_the_words(
     monkeypatch.setattr(SoundMaker, "make", noted)
     produced(manager, AUDIOLDM, Text("rain on a roof"), num_sounds=2, candidates=2, seed=5)
     vector, _ = words_vector("sound-text", "rain on a roof", Runtime(manager))
-    assert [one.seed for one in asked] == [5, 5 + SEEDS_APART, 6, 6 + SEEDS_APART]
+    assert [one.seed for one in asked] == [5, 5 + CANDIDATES_APART, 6, 6 + CANDIDATES_APART]
     for one in asked:
         np.testing.assert_allclose(one.condition, vector[0], atol=1e-5)
 
@@ -70,7 +70,7 @@ def test_of_the_candidates_the_nearest_to_the_words_is_kept(manager: ModelManage
 
 
 def test_a_variation_is_one_of_its_candidates(manager: ModelManager) -> None:
-    alone = [samples(manager, Text("rain"), seed=1 + k * SEEDS_APART, candidates=1) for k in range(3)]
+    alone = [samples(manager, Text("rain"), seed=1 + k * CANDIDATES_APART, candidates=1) for k in range(3)]
     kept = samples(manager, Text("rain"), seed=1, candidates=3)
     assert sum(np.allclose(kept, one, atol=1e-3) for one in alone) == 1
 

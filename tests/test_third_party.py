@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Iterator
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ from app.ui.kept import kept, restored
 from app.ui.replies import reply
 from app.ui.talk import Talk
 from models.errors import UserError
-from pipelines.base import installed_registry
+from pipelines.base import ENTRY_POINTS, installed_registry
 from pipelines.media import Text, load_artifact
 from tests.installed_packages import install
 
@@ -48,6 +49,23 @@ def test_it_is_there_as_long_as_it_is_installed(installed: None, monkeypatch: py
     monkeypatch.undo()
     with pytest.raises(UserError, match="no pipeline called 'perfumer'"):
         installed_registry().get("perfumer")
+
+
+def test_a_package_that_fails_or_takes_a_name_is_left_out_and_the_others_work(
+    installed: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken_one.py").write_text("raise RuntimeError('built for something older')")
+    (tmp_path / "usurper.py").write_text(
+        "from pipelines.xbind.pipeline import XBind\n\n\nclass Usurper(XBind):\n    title = 'Mine'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    values = {"broken": "broken_one:Broken", "usurper": "usurper:Usurper"}
+    points = [EntryPoint(name, value, ENTRY_POINTS) for name, value in values.items()]
+    found = [*entry_points(group=ENTRY_POINTS), *points]
+    monkeypatch.setattr("pipelines.base.entry_points", lambda group: found)
+    registry = installed_registry()
+    assert registry.get("xbind").title != "Mine" and registry.get("perfumer").name == "perfumer"
+    assert all(value in caplog.text for value in values.values()) and "built for something older" in caplog.text
 
 
 def test_what_it_makes_is_asked_for_planned_and_run_by_words(studio: Studio) -> None:

@@ -17,7 +17,7 @@ from models.catalog import catalog
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from models.nets.shape_autoencoder import ShapeAutoencoder
-from pipelines.base import EXAMPLES, Event, Produced, Progress, Runtime
+from pipelines.base import EXAMPLES, Event, Produced, Progress, Runtime, candidate_seed
 from pipelines.fmri.pipeline import GUIDED, OF_MEASUREMENT, Reading
 from pipelines.media import Artifact, BrainScan, Image, Mesh, Text, load_artifact
 from pipelines.xbind import prompts
@@ -211,6 +211,29 @@ def test_progress_counts_every_step_and_shows_the_objects_so_far(manager: ModelM
     parts = np.split(previews[-1].pixels, 3, axis=1)
     assert all((part < 250).any() and (part[0, 0] == 255).all() for part in parts)
     assert not np.array_equal(parts[0], parts[1])
+
+
+def test_what_comes_in_pieces_gives_way_to_the_first_candidate_that_does_not(
+    manager: ModelManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at: list[torch.Tensor] = []
+
+    def third_is_whole(grid: torch.Tensor) -> bool:
+        looked_at.append(grid)
+        return len(looked_at) % 3 == 0
+
+    monkeypatch.setattr("pipelines.xbind.pipeline.is_one_piece", third_is_whole)
+    run = events(manager, Text("dog"), seed=5)
+    assert len(looked_at) == 3
+    assert [e.message for e in run if isinstance(e, Progress)].count("It came in pieces: trying once more") == 2
+    [made] = [event.artifact for event in run if isinstance(event, Produced)]
+    monkeypatch.setattr("pipelines.xbind.pipeline.is_one_piece", lambda grid: True)
+    assert isinstance(made, Mesh) and made.provenance and made.provenance.seed == 5
+    assert same(made.vertices, vertices(manager, Text("dog"), seed=candidate_seed(5, 2)))
+    first = vertices(manager, Text("dog"), seed=5)
+    assert not same(made.vertices, first)
+    monkeypatch.setattr("pipelines.xbind.pipeline.is_one_piece", lambda grid: False)
+    assert same(vertices(manager, Text("dog"), seed=5), first), "of several in pieces the first"
 
 
 def test_a_run_in_many_parts_has_no_more_previews(manager: ModelManager) -> None:

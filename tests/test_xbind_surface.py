@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pipelines.media import Mesh
-from pipelines.xbind.surface import NoSurfaceError, surface
+from pipelines.xbind.surface import NoSurfaceError, is_one_piece, surface
 from tests.box_shapes import boxes
 from tests.tiny_shapes import ball, cube, truncated
 
@@ -140,6 +140,16 @@ def test_what_hangs_in_the_air_is_dropped_and_what_is_large_stays() -> None:
     with_speck = surface(painted(torch.stack([planet, moon, speck]).amin(0)), MANY, 1.0)
     np.testing.assert_array_equal(with_speck.vertices, alone.vertices)
     np.testing.assert_array_equal(with_speck.faces, alone.faces)
+
+
+def test_one_piece_is_what_the_finished_object_is() -> None:
+    planet, moon = ball(64, 0.5, (0.3, 0.0, 0.0)), ball(64, 0.25, (-0.7, 0.0, 0.0))
+    speck = ball(64, 0.05, (-0.8, 0.8, 0.0))
+    assert is_one_piece(painted(torch.minimum(planet, speck)))
+    assert is_one_piece(painted(torch.maximum(ball(), -ball(radius=0.4))))
+    assert not is_one_piece(painted(torch.minimum(planet, moon)))
+    for value in (1.0, -1.0, float("nan")):
+        assert not is_one_piece(torch.full((4, 16, 16, 16), value))
 
 
 def test_a_cavity_is_filled() -> None:

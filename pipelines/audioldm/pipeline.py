@@ -1,8 +1,8 @@
 """AudioLDM: a sound from words, by a generator that was given the vectors of sounds and never a word.
 
 Words are where the sound-text space has them; its training has put them beside the sounds that they describe
-(arXiv 2301.12503, section 3.1). Of several sounds the one nearest to the words is kept, as its authors' program does, which
-takes 200 noisy steps for each (DDIM, eta 1); here it is a few without noise, since one sound is waited for.
+(arXiv 2301.12503, section 3.1). Of several sounds the one nearest to the words is kept, as its authors' program does.
+That takes 200 noisy steps for each (DDIM, eta 1); here they are a few without noise, since a person waits for them.
 """
 
 from __future__ import annotations
@@ -15,12 +15,10 @@ from pydantic import Field
 from torch import Tensor
 
 from models.errors import UserError
-from pipelines.base import MAX_SEED, Event, Params, Pipeline, Progress, Route, Runtime
+from pipelines.base import Event, Params, Pipeline, Progress, Route, Runtime, candidate_seed
 from pipelines.media import Artifact, Audio, Text
 from pipelines.sounds import SoundOfWordsParams, Wanted, clean_words, made_sounds, told
 from pipelines.spaces import is_heard, sound_vector, words_vector
-
-SEEDS_APART = 1 << 24  # from one candidate to the next
 
 
 class AudioLDMParams(SoundOfWordsParams):
@@ -31,7 +29,7 @@ class AudioLDMParams(SoundOfWordsParams):
     def candidate_seeds(self) -> list[int]:
         """``candidates`` for the first variation, then for the next; the first of each is the variation's own."""
         candidates = range(self.candidates)
-        return [(seed + k * SEEDS_APART) % (MAX_SEED + 1) for seed in self.seeds(self.num_sounds) for k in candidates]
+        return [candidate_seed(seed, number) for seed in self.seeds(self.num_sounds) for number in candidates]
 
 
 class AudioLDM(Pipeline):

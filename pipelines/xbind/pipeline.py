@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
 
 import torch
@@ -26,6 +26,7 @@ from pipelines.base import (
     Progress,
     Route,
     Runtime,
+    candidate_seed,
     is_preview,
     precision,
     provenance,
@@ -35,7 +36,7 @@ from pipelines.media import Artifact, Audio, BrainScan, Image, Mesh, Text
 from pipelines.xbind.optimisation import Refinement, has_surface, refined
 from pipelines.xbind.prompts import Meaning, Prompt
 from pipelines.xbind.supervision import Supervision, Weights
-from pipelines.xbind.surface import NoSurfaceError, no_object, surface
+from pipelines.xbind.surface import NoSurfaceError, is_one_piece, no_object, surface
 from pipelines.xbind.views import shaded
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from models.nets.shape_generator import ShapeGenerator
 
 SHOWN = 4  # shapes side by side in a preview
+CANDIDATES = 4  # at most, for one object; one in twenty of the first comes in pieces
 PREVIEW_RESOLUTION, PREVIEW_SIDE = 32, 128
 AZIMUTH, ELEVATION = 30.0, 20.0  # degrees
 # Steps of the optimisation's phases: coarse field, geometry, texture. "fine" takes about a minute on two cores.
@@ -255,7 +257,10 @@ class ShapeMaker:
         return -(-count // self.runtime.micro_batch) * params.steps
 
     def make(self, wanted: Sequence[Wanted], params: XBindParams) -> Generator[Progress, None, list[Tensor]]:
-        """Yields progress after every step, with a few previews; returns the latents (3, C, p, p) of each object."""
+        """Yields progress after every step, with a few previews; returns the latents (3, C, p, p) of each object.
+
+        Instead of one that comes in pieces, the first of a few others is taken that does not.
+        """
         size = self.runtime.micro_batch
         chunks = [wanted[i : i + size] for i in range(0, len(wanted), size)]
         done, flow = 0, self.flow_steps(len(wanted), params)
@@ -270,9 +275,31 @@ class ShapeMaker:
                     clean, latents = next(stages)
                 done += 1
                 preview = self._preview(clean) if is_preview(done, flow) else None
-                yield Progress(done, flow + len(wanted) * params.refinement, chunk[0].meaning.note, preview)
-            made += latents
+                progress = Progress(done, flow + len(wanted) * params.refinement, chunk[0].meaning.note, preview)
+                yield progress
+            for one, of_one in zip(chunk, latents, strict=True):
+                made.append((yield from self._in_one_piece(one, of_one, params, progress)))
         return made
+
+    def _in_one_piece(
+        self, wanted: Wanted, first: Tensor, params: XBindParams, progress: Progress
+    ) -> Generator[Progress, None, Tensor]:
+        """Latents (3, C, p, p) of a candidate that is one thing: the ``first``, unless only another is."""
+        candidate = first
+        for number in range(CANDIDATES):
+            if number > 0:
+                yield replace(progress, message="It came in pieces: trying once more", preview=None)
+                seed = candidate_seed(wanted.seed, number)
+                with precision(self.runtime.models):
+                    [candidate] = self.generator.sample(
+                        wanted.meaning.vector[None], params.steps, params.guidance, [seed]
+                    )
+            if self.runtime.cancelled.is_set():
+                return first
+            [grid] = self._grids(candidate[None], self.autoencoder.config.size)
+            if is_one_piece(grid):
+                return candidate
+        return first
 
     def object(self, wanted: Wanted, latents: Tensor, params: XBindParams, addition: Tensor | None = None) -> Mesh:
         """(3, C, p, p), and what the optimisation adds to its grid -> the object.

@@ -56,6 +56,14 @@ def surface(grid: Tensor, faces: int, size_m: float) -> Mesh:
     return Mesh(_placed(vertices, size_m), triangles.astype(np.int32), _colors(grid[1:], vertices))
 
 
+def is_one_piece(grid: Tensor) -> bool:
+    """Whether :func:`surface` makes one thing of a grid (4, R, R, R), and not several or none."""
+    distances = grid[0].float().cpu().numpy()
+    return bool(np.isfinite(distances).all() and distances.min() < 0 < distances.max()) and (
+        _pieces(_whole(distances)[1]) == 1
+    )
+
+
 def _whole(distances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The surface as it is if that is one piece, else a little farther out, where thin parts that broke meet again.
 

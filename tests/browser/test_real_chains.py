@@ -74,6 +74,13 @@ def test_a_picture_is_heard_and_a_silent_clip_gets_its_sound(
     assert clip.audio is not None and np.abs(clip.audio.samples).max() > 0.01 and len(clip.frames) == 24
     assert abs(clip.audio.samples.shape[1] / clip.audio.sample_rate - 2.0) < 0.1
 
+    # With the panel's settings as they come, one of them left open.
+    tab(page, "Studio")
+    tab(page, "Sound from a picture or a clip")
+    page.get_by_role("tabpanel").get_by_role("button", name="dog").first.click()
+    generate(page)
+    expect(stage(page).locator("sound-player")).to_be_visible()
+
 
 def test_words_become_a_sound_and_an_object_to_turn_around(page: Page, start: Callable[[str], Server]) -> None:
     server = start("real")
