@@ -24,9 +24,13 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # ours shows the sam
 PREFIX = "SYNESTHETE_"
 
 
+def _is_space() -> bool:
+    return bool(os.environ.get("SPACE_ID"))
+
+
 def _default_host() -> str:
     """A Space is reached through a proxy, so it has to listen on every address; at home nobody else should get in."""
-    return "0.0.0.0" if os.environ.get("SPACE_ID") else "127.0.0.1"
+    return "0.0.0.0" if _is_space() else "127.0.0.1"
 
 
 def _decoded(value: object) -> object:
@@ -76,6 +80,10 @@ class Settings(BaseSettings):
     output_folder: Path = Field(Path("outputs"), description="The folder of the gallery.")
     host: str = Field(default_factory=_default_host, min_length=1, description="The address to serve on.")
     port: int = Field(7860, ge=1, le=65535, description="The port to serve on.")
+    shared: bool = Field(
+        default_factory=_is_space,
+        description="Strangers use one page, as on a Space: none may delete, free models or change the brain decoder.",
+    )
     max_queue: int = Field(
         20, ge=1, le=10_000, description="Requests that may wait; further ones are told to come back."
     )

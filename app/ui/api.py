@@ -47,7 +47,8 @@ def build_api(studio: Studio, assistant: Assistant) -> None:
     api(ask_endpoint(assistant), api_name="ask", concurrency_id=COMPUTE_LANE, concurrency_limit=1)
     # Past the queue, because they are asked when generations take too long or too much.
     api(machine_endpoint(studio), api_name="machine", queue=False)
-    api(free_endpoint(studio), api_name="free", queue=False)
+    if not studio.settings.shared:
+        api(free_endpoint(studio), api_name="free", queue=False)
 
 
 def endpoint_name(pipeline: Pipeline) -> str:

@@ -35,7 +35,7 @@ class GalleryTab:
             )
         with gr.Row(elem_classes=["shelf"]):
             with gr.Column(scale=4, min_width=320, elem_classes=["opened"]):
-                self.viewer = Viewer(studio, "Object", removable=True)
+                self.viewer = Viewer(studio, "Object", removable=not studio.settings.shared)
             with gr.Column(scale=8, min_width=320):
                 self._grid = gr.HTML(js_on_load=markup.FORWARD_PRESSES, apply_default_css=False)
                 self._more = gr.Button("Show more", visible=False, elem_classes=["more-entries"])
@@ -74,6 +74,8 @@ class GalleryTab:
         opened = self._grid.open(telling(self._on_open), outputs=self.viewer.outputs, **LIGHT)
         opened.then(None, js=FOCUS, api_visibility="private")
         self.viewer.stage.close(lambda: self._closed(), outputs=self.viewer.outputs, **LIGHT)
+        if self._studio.settings.shared:
+            return
         self.viewer.stage.remove(telling(self._on_remove), self.query, [*self.viewer.outputs, *self.listing], **LIGHT)
 
     def _on_open(self, event: gr.EventData) -> Updates:

@@ -13,6 +13,7 @@ from html import escape
 from pathlib import Path
 
 from app.studio import MachineState
+from app.ui.markup import moment
 from models.accounts import Decision, Freed, ModelStatus, readable_bytes
 
 SHOWN_SECONDS = 300.0
@@ -68,21 +69,21 @@ def machine_line(state: MachineState) -> str:
     return f'<p class="summary">{escape(" · ".join(facts))}</p>'
 
 
-def models_table(state: MachineState) -> str:
-    """The models in memory by name, each with a button that frees it."""
+def models_table(state: MachineState, may_free: bool = True) -> str:
+    """The models in memory by name, each with a button that frees it, if that is allowed."""
     if not state.models:
         return '<p class="nothing">No model is in memory. The next request brings in what it needs.</p>'
     titles = ("Model", "Where", "Precision", "Size", "Idle", "Used by")
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     # In an order that use does not change, so that no row moves away from under the finger.
-    rows = "".join(_row(model, state.device) for model in sorted(state.models, key=lambda model: model.keys))
+    rows = "".join(_row(model, state.device, may_free) for model in sorted(state.models, key=lambda model: model.keys))
     return (
         '<table class="residents"><caption class="unseen">Models in memory</caption>'
-        f"<thead><tr>{head}<td></td></tr></thead><tbody>{rows}</tbody></table>"
+        f"<thead><tr>{head}{'<td></td>' if may_free else ''}</tr></thead><tbody>{rows}</tbody></table>"
     )
 
 
-def _row(model: ModelStatus, device: str) -> str:
+def _row(model: ModelStatus, device: str, may_free: bool) -> str:
     name = escape(", ".join(model.keys))
     holders = escape(", ".join(model.holders)) or ("needed next" if model.expected else "nobody")
     cells = [
@@ -94,10 +95,11 @@ def _row(model: ModelStatus, device: str) -> str:
     ]
     listed = "".join(f'<td data-label="{label}">{text}</td>' for label, text in cells)
     busy = " disabled" if model.holders or model.loading else ""
-    return (
-        f'<tr><th scope="row">{name}</th>{listed}<td class="free"><button type="button" class="action" '
-        f'data-event="remove" data-entry="{escape(model.key)}" aria-label="Free {name}"{busy}>Free</button></td></tr>'
+    free = (
+        '<td class="free"><button type="button" class="action" data-event="remove" '
+        f'data-entry="{escape(model.key)}" aria-label="Free {name}"{busy}>Free</button></td>'
     )
+    return f'<tr><th scope="row">{name}</th>{listed}{free if may_free else ""}</tr>'
 
 
 def _where(model: ModelStatus, device: str) -> str:
@@ -138,8 +140,8 @@ def decisions(decided: Sequence[Decision]) -> str:
 
 
 def _decision(decision: Decision) -> str:
-    when = datetime.fromtimestamp(decision.time)
-    return f"<li><time>{when:%H:%M:%S}</time> <span>{escape(decision.sentence())}</span></li>"
+    when = datetime.fromtimestamp(decision.time).astimezone()
+    return f'<li><time title="{moment(when)}">{when:%H:%M:%S}</time> <span>{escape(decision.sentence())}</span></li>'
 
 
 def memory_plot(samples: Sequence[Sample], now: float) -> str:

@@ -36,7 +36,7 @@ class MachineTab:
                 with gr.Column(scale=7, min_width=320):
                     gr.HTML("<h2>In memory</h2>", apply_default_css=False)
                     self._models = gr.HTML(js_on_load=markup.FORWARD_PRESSES, apply_default_css=False)
-                    with gr.Row(elem_classes=["relief"]):
+                    with gr.Row(elem_classes=["relief"], visible=not studio.settings.shared):
                         self._free_idle = gr.Button("Free idle", size="sm", min_width=0, scale=0)
                         self._free_all = gr.Button("Free all", size="sm", min_width=0, scale=0)
                     self._said = gr.HTML(machine_markup.said(""), apply_default_css=False)
@@ -69,13 +69,15 @@ class MachineTab:
         self._history.add(state, now)
         return {
             self._line: machine_markup.machine_line(state),
-            self._models: machine_markup.models_table(state),
+            self._models: machine_markup.models_table(state, may_free=not self._studio.settings.shared),
             self._plot: machine_markup.memory_plot(self._history.recent(now), now),
             self._decisions: machine_markup.decisions(state.decisions),
         }
 
     def _connect(self) -> None:
         self.timer.tick(telling(self.look), outputs=self.shown, **LIGHT)
+        if self._studio.settings.shared:
+            return
         answer = [self._said, *self.shown]
         one = self._models.remove(self._on_free, outputs=answer, **LIGHT)
         one.then(None, js=KEEP_PLACE, api_visibility="private")

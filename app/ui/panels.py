@@ -79,7 +79,8 @@ class Panels:
         # With no triggers given: now, and whenever the herald changes.
         gr.on(None, telling(lambda wish: self._filled(panel, wish)), [herald], panel.fillable(), **LIGHT)
         self.connect_remix(panel.viewer.stage)
-        if pipeline.name == FMRI.name and DECODER in self._studio.manager.specs:
+        shared = self._studio.settings.shared
+        if pipeline.name == FMRI.name and DECODER in self._studio.manager.specs and not shared:
             NewSubject(self._studio, panel)
 
     def _filled(self, panel: PipelinePanel, wish: str) -> Any:
