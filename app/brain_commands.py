@@ -6,27 +6,25 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
-from itertools import count
 from pathlib import Path
 
-from app.adapters import MOST_MESSAGES, Fitted, fit_subject
+from app.adapters import Fitted, fit_subject
 from app.commands import progress_bar
 from app.settings import Settings
 from models.catalog import catalog
-from pipelines.base import Progress
+from models.machine import choose_device, memory_budget
+from models.manager import ModelManager
+from pipelines.base import Runtime
 
 
 def adapt_subject(settings: Settings, arguments: argparse.Namespace) -> int:
     """Fit the adapter, write the decoder with it to a folder, and print the learning curve."""
-    specs = catalog("lite", settings.local_weights)
+    device = choose_device(settings.device)
+    manager = ModelManager(catalog("lite", settings.local_weights), device, memory_budget(device))
     scans, pictures = [Path(name) for name in arguments.scans], Path(arguments.pictures)
     with progress_bar(sys.stderr) as bar:
-        said = count()
-
-        def say(message: str) -> None:
-            bar(Progress(next(said), MOST_MESSAGES, message))
-
-        fitted = fit_subject(specs, scans, pictures, arguments.subject, Path(arguments.out), say)
+        runtime = Runtime(manager, report=bar)
+        fitted = fit_subject(manager, runtime, scans, pictures, arguments.subject, Path(arguments.out))
     if arguments.json:
         print(json.dumps({"subject": fitted.subject, "folder": str(fitted.folder), **asdict(fitted.curve)}, indent=2))
     else:

@@ -2,7 +2,8 @@
 
 A file is announced in the table ``pending`` before it exists and struck off in the transaction that adds its entry.
 So what a killed process leaves behind is known by name, :meth:`Library.sweep` removes just that (and old temporary
-files), and whole files that the index knows nothing of, say because it was lost, are never touched.
+files), and whole files that the index knows nothing of, say because it was lost, are never touched. What was attached
+is announced in ``inputs``, and goes a day after its last use unless something in the gallery was made from it.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipelines.media import Artifact, Provenance, load_artifact
 INDEX_NAME = "library.sqlite"
 BUSY_SECONDS = 30.0
 SWEEP_AGE_SECONDS = 3600.0
+INPUT_AGE_SECONDS = 86_400.0  # a talk may still use what nothing was made from
 MAX_TITLE = 200
 
 # What each version added to the one before; a gallery of an older version is brought up to date when it is opened.
@@ -56,6 +58,9 @@ CREATE TABLE runs (                 -- those that came to their end
 );
 CREATE INDEX runs_by_recipe ON runs (recipe);
 """,
+    """
+CREATE TABLE inputs (file TEXT PRIMARY KEY, content_hash TEXT NOT NULL, used REAL NOT NULL);
+""",
 )
 _VERSION = len(_SCHEMAS)
 _COLUMNS = "id, medium, file, title, created, content_hash, provenance, size_bytes"
@@ -63,7 +68,7 @@ _COLUMNS = "id, medium, file, title, created, content_hash, provenance, size_byt
 
 @dataclass(frozen=True)
 class Entry:
-    """One artifact in the gallery. ``content_hash`` is that of the artifact when it was added."""
+    """One artifact in the gallery. ``content_hash`` is that of what its file gave when it was added."""
 
     id: str
     medium: str
@@ -100,12 +105,13 @@ class Library:
             self._connection.close()
 
     def add(self, artifact: Artifact, title: str) -> Entry:
-        """Store ``artifact``, which must have its provenance, in its medium's first format."""
+        """Store ``artifact``, which must have its provenance. A clip's file has not exactly the frames that were in
+        memory: what counts from then on is what :meth:`load` gives, and the entry has that one's content hash."""
         if artifact.provenance is None:
             raise ValueError("an artifact without provenance cannot be in the library")
-        suffix = artifact.suffixes[0]
+        suffix = artifact.kept_as
         data = artifact.encode(suffix)
-        content_hash = artifact.content_hash()
+        content_hash = artifact.decode(data, suffix).content_hash()
         name = digest(content_hash, artifact.provenance.to_json())
         file = f"files/{name[:2]}/{name}{suffix}"
         entry = Entry(
@@ -195,33 +201,42 @@ class Library:
         return entries if len(entries) == len(ids) and all(_is_whole(entry.path) for entry in entries) else []
 
     def load_by_hash(self, content_hash: str) -> Artifact:
-        """The newest entry's artifact with this :attr:`Entry.content_hash`, else the input that was kept with it.
+        """The artifact with just this content hash: the newest entry's, else the input that was kept.
 
-        Raises as :meth:`load`.
+        Raises as :meth:`load`, and where there is none or its file holds something else by now.
         """
         entry = self.by_content(content_hash)
-        if entry is not None:
-            return self.load(entry.id)
-        kept = next(self._input_path(content_hash, "").parent.glob(f"{content_hash}.*"), None)
-        if kept is None:
-            raise UserError("What this was made from is not in the gallery any more.", "Attach it again.")
-        return load_artifact(kept)
+        kept = self.folder.glob(f"inputs/{content_hash[:2]}/{content_hash}.*")
+        found = [self.load(entry.id)] if entry else (load_artifact(path, path.name.split(".")[1]) for path in kept)
+        for artifact in found:
+            if artifact.content_hash() == content_hash:
+                return artifact
+        raise UserError("What this was made from is not in the gallery any more.", "Attach it again.")
 
-    def keep_input(self, artifact: Artifact) -> None:
+    def keep_input(self, artifact: Artifact) -> Artifact:
         """Keep what somebody attached, so that what was made from it can be made again. It is no entry of its own.
 
-        What is an entry already is not kept twice: whoever removes that wants it gone.
+        The file that it came from is kept as it is. Returns what :meth:`load_by_hash` gives from then on: the artifact
+        itself, but of a clip that came from no file what is left of it in one. What is an entry already is not kept
+        twice: whoever removes that wants it gone.
         """
-        suffix, content_hash = artifact.suffixes[0], artifact.content_hash()
-        path = self._input_path(content_hash, suffix)
-        known = self._fetch("SELECT 1 FROM entries WHERE content_hash = ? LIMIT 1", content_hash)
-        if not known and not path.is_file():
+        if self.by_content(artifact.content_hash()):
+            return artifact
+        kept = artifact
+        suffix, data = artifact.source or (artifact.kept_as, artifact.encode(artifact.kept_as))
+        if not artifact.source:
+            given = artifact.decode(data, suffix)
+            kept = artifact if given.content_hash() == artifact.content_hash() else given
+        content_hash = kept.content_hash()
+        file = f"inputs/{content_hash[:2]}/{content_hash}.{kept.medium}{suffix}"
+        with self._transaction() as connection:
+            connection.execute("INSERT OR REPLACE INTO inputs VALUES (?, ?, ?)", (file, content_hash, time.time()))
+        path = self.folder / file
+        if not path.is_file():
             with plain_folder_errors(path):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(path, artifact.encode(suffix))
-
-    def _input_path(self, content_hash: str, suffix: str) -> Path:
-        return self.folder / "inputs" / content_hash[:2] / f"{content_hash}{suffix}"
+            write_atomically(path, data)
+        return kept
 
     def remove(self, id: str) -> None:
         """Forget the entry, and delete its file unless another entry has the same. Raises as :meth:`get`."""
@@ -233,6 +248,7 @@ class Library:
                 _announce(connection, file)
         for (file,) in rows:
             self._settle(file)
+        self._drop_inputs()
 
     def count(self) -> int:
         return int(self._fetch("SELECT count(*) FROM entries")[0][0])
@@ -242,10 +258,22 @@ class Library:
         limit = time.time() - older_than
         for (file,) in self._fetch("SELECT file FROM pending WHERE since < ?", limit):
             self._settle(file)
+        self._drop_inputs()
         with plain_folder_errors(self.folder / INDEX_NAME):
-            for temporary in self.folder.glob(f"files/*/.*{TEMPORARY_SUFFIX}"):
-                if _age(temporary) > older_than:
-                    temporary.unlink(missing_ok=True)
+            for place in ("files", "inputs"):
+                for temporary in self.folder.glob(f"{place}/*/.*{TEMPORARY_SUFFIX}"):
+                    if _age(temporary) > older_than:
+                        temporary.unlink(missing_ok=True)
+
+    def _drop_inputs(self) -> None:
+        """Delete what was attached, was not used for a day, and nothing in the gallery was made from."""
+        unused = """SELECT file FROM inputs WHERE used < ? AND content_hash NOT IN
+            (SELECT value FROM entries, json_each(entries.provenance, '$.parents'))"""
+        with self._transaction() as connection:  # whoever uses one again comes before, or writes it anew
+            for (file,) in connection.execute(unused, (time.time() - INPUT_AGE_SECONDS,)).fetchall():
+                with plain_folder_errors(self.folder / file):
+                    (self.folder / file).unlink(missing_ok=True)
+                connection.execute("DELETE FROM inputs WHERE file = ?", (file,))
 
     def _settle(self, file: str) -> None:
         """Delete ``file`` unless an entry has it, then strike it off the pending ones."""

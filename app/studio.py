@@ -7,7 +7,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -44,7 +44,7 @@ GUESSED_SECONDS, GUESSED_SECONDS_OF_PLAIN_CODE = 5.0, 0.5
 
 @dataclass(frozen=True)
 class Saved:
-    """An artifact that is in the gallery now."""
+    """An artifact that is in the gallery now, as it was made: the gallery's own may hold less, of a clip's frames."""
 
     entry: Entry
     artifact: Artifact
@@ -135,6 +135,7 @@ class Studio:
         with reporting():
             library = self.library
             pipeline, parsed = self._understood(pipeline_name, inputs, params)
+            inputs = [item if isinstance(item, Text) else library.keep_input(item) for item in inputs]
             title = title or title_of(inputs) or pipeline.title
             efforts = [pipeline.effort(inputs, of) for of in (parsed, pipeline.parse_params({}))]
             note = partial(self.durations.note, pipeline.name, *efforts)
@@ -142,10 +143,6 @@ class Studio:
             runtime = Runtime(self.manager, cancelled or threading.Event())
             for event in self._in_lane(pipeline, inputs, parsed, runtime, note):
                 if isinstance(event, Produced):
-                    if not made:
-                        for item in inputs:
-                            if not isinstance(item, Text):
-                                library.keep_input(item)
                     made.append(library.add(event.artifact, title))
                     yield Saved(made[-1], event.artifact)
                 else:
@@ -229,21 +226,32 @@ class Studio:
 
         ``note`` is called with the seconds of a run that came to its end, less those that it waited for models.
         """
+
+        def task(tell: Callable[[Event], None]) -> None:
+            started = time.perf_counter()
+            for event in events_of(pipeline, inputs, params, runtime, self.manager):
+                tell(event)
+            note(time.perf_counter() - started - sum(runtime.waits))
+
+        yield from self.in_lane(pipeline.title, pipeline.models_for(inputs, params), task, runtime)
+
+    def in_lane(
+        self, title: str, models: Sequence[str], task: Callable[[Callable[[Event], None]], None], runtime: Runtime
+    ) -> Generator[Event, None, None]:
+        """Do ``task``, which leases ``models``, in the lane's thread, where nothing else computes meanwhile; yields
+        what it tells and what ``runtime`` reports. Closed early, it sets the runtime's ``cancelled``, as :meth:`run`.
+        """
         events: queue.SimpleQueue[Event | None] = queue.SimpleQueue()
 
         def work() -> None:
-            threading.current_thread().name = pipeline.title  # the Machine tab says who holds a model
+            threading.current_thread().name = title  # the Machine tab says who holds a model
             try:
-                metrics = self.manager.metrics
-                started = time.perf_counter() - metrics.wait_seconds
-                for event in events_of(pipeline, inputs, params, runtime, self.manager):
-                    events.put(event)
-                note(time.perf_counter() - metrics.wait_seconds - started)
+                task(events.put)
             finally:
                 events.put(None)
 
         runtime.report = events.put
-        with self._queued(pipeline.models_for(inputs, params)):
+        with self._queued(models):
             yield from self._stream(work, events, runtime)
 
     @contextmanager

@@ -66,7 +66,7 @@ class Target:
         if not self.suffix:
             # Named by content, so that another seed never overwrites an earlier result.
             slug = re.sub(r"[^\w]+", "-", title.lower())[:NAME_LENGTH].strip("-") or "result"
-            return [self.path / f"{slug}-{item.content_hash()[:8]}{item.suffixes[0]}" for item in artifacts]
+            return [self.path / f"{slug}-{item.content_hash()[:8]}{item.kept_as}" for item in artifacts]
         if len(artifacts) == 1:
             return [self.path]
         stem = self.path.name[: -len(self.suffix)]

@@ -41,7 +41,7 @@ from models.nets.brain_measures import chance
 from models.nets.map_decoder import MapDecoder, load_map_decoder
 from pipelines.base import Runtime
 from pipelines.crossflow.sampling import Painter
-from pipelines.fmri.pipeline import FMRIParams, Reading, look_of, painted
+from pipelines.fmri.pipeline import FMRIParams, Reading, painted
 from training.brain_concepts import concepts_of, load_words
 from training.brain_decoder import (
     FEW_TRIALS,
@@ -193,7 +193,7 @@ def pictures_of(
 
 def _paint(seen: Decoded, decoder: BrainDecoder, painter: Painter, seed: int) -> np.ndarray:
     [[concept]] = decoder.nearest(seen.semantic, 1)
-    reading = Reading(concept.sentence, seen.semantic[0], look_of(seen.low_level), "", "")
+    reading = Reading(concept.sentence, seen.semantic[0], seen.low_level, "", "")
     steps = painted(reading, FMRIParams(seed=seed), painter)
     while True:
         try:

@@ -7,7 +7,9 @@ import json
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from copy import copy
+from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
@@ -60,7 +62,9 @@ class Provenance(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class Artifact(ABC):
-    """Base of the six media. Arrays are checked, copied, and read-only from then on.
+    """Base of the six media. Arrays are checked, and are the artifact's own and read-only from then on.
+
+    ``source``: the suffix and the bytes of the file that it was read from, where these alone give it back.
 
     A wrong dtype or shape is a ``TypeError``; values that no file of the medium can hold (NaN, nothing at all, out
     of range) are a :class:`UserError`, because a user's file can cause them.
@@ -70,6 +74,12 @@ class Artifact(ABC):
     suffixes: ClassVar[tuple[str, ...]]
 
     provenance: Provenance | None = field(default=None, kw_only=True)
+    source: tuple[str, bytes] | None = field(default=None, init=False, repr=False)
+
+    @property
+    def kept_as(self) -> str:
+        """In which of :attr:`suffixes` the gallery keeps it: the first that can hold it."""
+        return self.suffixes[0]
 
     @abstractmethod
     def content_hash(self) -> str:
@@ -96,7 +106,9 @@ class Artifact(ABC):
         return self
 
     def with_provenance(self, provenance: Provenance | None) -> Self:
-        return replace(self, provenance=provenance)
+        other = copy(self)  # with the same arrays, hash and source
+        object.__setattr__(other, "provenance", provenance)
+        return other
 
     def note(self) -> str | None:
         """What is embedded in files: the provenance as JSON."""
@@ -147,13 +159,18 @@ def load_as(path: Path, suffix: str, choose: Callable[[bytes], type[AnyArtifact]
     """Read ``path`` as the artifact type that ``choose`` picks by the file's bytes; errors as :meth:`Artifact.load`."""
     data = _read_bytes(path)
     try:
-        artifact = choose(data).decode(data, suffix).called(path.name)
+        decoded = choose(data).decode(data, suffix)
+        artifact = decoded.called(path.name)
     except UserError:
         raise
     except Exception as error:  # Decoders of damaged files raise anything, from KeyError to struct.error.
         _logger.info("cannot decode %s", path, exc_info=True)
         raise UserError(f"'{path.name[:60]}' is damaged, or is not a {suffix} file.", "Export it again.") from error
-    return artifact if artifact.provenance else artifact.with_provenance(_sidecar_provenance(path, data))
+    if artifact.provenance is None and (said := _sidecar_provenance(path, data)):
+        return artifact.with_provenance(said)
+    if artifact is decoded:  # neither a sidecar nor its name said a part of it
+        object.__setattr__(artifact, "source", (suffix, data))
+    return artifact
 
 
 def suffix_of(path: Path, suffixes: Iterable[str]) -> str | None:
@@ -176,12 +193,27 @@ def provenance_of(note: object) -> Provenance | None:
         return None
 
 
+def once(hash_of: Callable[[AnyArtifact], str]) -> Callable[[AnyArtifact], str]:
+    """Decorates an :meth:`Artifact.content_hash`: artifacts never change, and to hash a large clip takes a second."""
+
+    @wraps(hash_of)
+    def content_hash(artifact: AnyArtifact) -> str:
+        known = vars(artifact)
+        if "_content_hash" not in known:
+            known["_content_hash"] = hash_of(artifact)
+        return str(known["_content_hash"])
+
+    return content_hash
+
+
 def digest(*parts: str | float | np.ndarray | None) -> str:
     """sha256 (hex) over ``parts`` with their types, shapes and lengths, so that no two lists of parts are alike."""
     sha = hashlib.sha256()
     for part in parts:
+        data: memoryview | bytes
         if isinstance(part, np.ndarray):
-            head, data = f"{part.dtype.str}{part.shape}", part.tobytes()
+            # Of what lies in one piece, as all arrays of artifacts do, nothing is copied.
+            head, data = f"{part.dtype.str}{part.shape}", np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
         else:
             head, data = type(part).__name__, str(part).encode()
         sha.update(f"{head}:{len(data)}\n".encode())
@@ -190,7 +222,10 @@ def digest(*parts: str | float | np.ndarray | None) -> str:
 
 
 def set_array(artifact: Artifact, name: str, dtype: type[np.generic], shape: tuple[int | None, ...]) -> None:
-    """Check the field ``name`` (``None`` in ``shape``: any positive length) and replace it by a read-only copy."""
+    """Check the field ``name`` (``None`` in ``shape``: any positive length) and replace it by a read-only copy.
+
+    A read-only array in one piece that owns its memory, as decoders and other artifacts give it, is taken as it is.
+    """
     array = getattr(artifact, name)
     wanted = ", ".join("*" if size is None else str(size) for size in shape)
     if not isinstance(array, np.ndarray) or array.dtype != dtype:
@@ -202,7 +237,8 @@ def set_array(artifact: Artifact, name: str, dtype: type[np.generic], shape: tup
         raise UserError(f"The {artifact.medium} is empty.", f"Its {name} must be at least one.")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise UserError(f"The {artifact.medium} has {name} that are not finite numbers.", "Remove NaN and infinity.")
-    freeze(artifact, name, array.copy(order="C"))
+    given = array.flags.owndata and array.flags.c_contiguous and not array.flags.writeable
+    freeze(artifact, name, array if given else array.copy(order="C"))
 
 
 def freeze(artifact: Artifact, name: str, array: np.ndarray) -> None:
@@ -213,19 +249,18 @@ def freeze(artifact: Artifact, name: str, array: np.ndarray) -> None:
 
 def _read_bytes(path: Path) -> bytes:
     name = path.name[:60]
-    if path.is_dir():
-        raise UserError(f"'{name}' is a folder, not a file.", "Choose a file in it.")
-    if not path.is_file():
-        raise UserError(f"There is no file '{name}'.", "Check its name and folder.")
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
+        if path.is_dir():
+            raise UserError(f"'{name}' is a folder, not a file.", "Choose a file in it.")
+        if not path.is_file():
+            raise UserError(f"There is no file '{name}'.", "Check its name and folder.")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UserError(f"'{name}' is larger than {MAX_FILE_BYTES // 2**20} MB.", "Use a smaller file.")
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(f"'{name}' cannot be read.", f"The system says: {error.strerror}.") from error
     if not data:
         raise UserError(f"'{name}' is empty.", "Export or download it again.")
-    if len(data) > MAX_FILE_BYTES:
-        raise UserError(f"'{name}' is larger than {MAX_FILE_BYTES // 2**20} MB.", "Use a smaller file.")
     return data
 
 

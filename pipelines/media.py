@@ -17,7 +17,7 @@ import numpy as np
 
 from models.errors import UserError
 from models.records import ModelRecord
-from pipelines.artifact import Artifact, Provenance, digest, freeze, load_as, provenance_of, set_array, suffix_of
+from pipelines.artifact import Artifact, Provenance, digest, freeze, load_as, once, provenance_of, set_array, suffix_of
 from pipelines.formats.audio import decode_audio, encode_audio
 from pipelines.formats.clips import MAX_FRAME_RATE
 from pipelines.formats.containers import decode_sound, demuxer_of, is_only_sound
@@ -32,7 +32,7 @@ from pipelines.formats.image import (
     is_picture,
 )
 from pipelines.formats.mesh import decode_mesh, encode_mesh, encode_textured_obj
-from pipelines.formats.scans.artifact import decode_scan, encode_scan
+from pipelines.formats.scans.artifact import MAX_AXIS, decode_scan, encode_scan
 from pipelines.formats.scans.files import UNKNOWN, UPLOADED
 from pipelines.formats.scans.surfaces import space_called
 from pipelines.formats.video import decode_video, encode_video
@@ -80,6 +80,7 @@ class Text(Artifact):
         if "\0" in self.text or any("\ud800" <= character <= "\udfff" for character in self.text):
             raise UserError("The text has characters that are not text.", "Type it again, or save it as UTF-8.")
 
+    @once
     def content_hash(self) -> str:
         return digest(self.medium, self.text)
 
@@ -109,6 +110,7 @@ class Image(Artifact):
     def __post_init__(self) -> None:
         set_array(self, "pixels", np.uint8, (None, None, 3))
 
+    @once
     def content_hash(self) -> str:
         return digest(self.medium, self.pixels)
 
@@ -150,6 +152,7 @@ class Audio(Artifact):
         """Seconds."""
         return self.samples.shape[1] / self.sample_rate
 
+    @once
     def content_hash(self) -> str:
         return digest(self.medium, self.samples, str(self.sample_rate))
 
@@ -176,7 +179,7 @@ class Video(Artifact):
 
     Loading also reads QuickTime, WebM, Matroska and AVI. It turns a phone's clip upright, repeats and leaves out
     frames so that a clip of uneven rate lasts as long as it did and stays in step with its sound, and scales a clip
-    of many large frames down until they fit into 256 megapixels.
+    of many large frames down until they fit into 128 megapixels.
     """
 
     medium = "video"
@@ -191,6 +194,7 @@ class Video(Artifact):
         if not math.isfinite(self.frame_rate) or not 0 < self.frame_rate <= MAX_FRAME_RATE:
             raise UserError(f"A frame rate of {self.frame_rate} Hz is not possible.", "Use 1 to 60 Hz.")
 
+    @once
     def content_hash(self) -> str:
         sound = self.audio.content_hash() if self.audio else ""
         return digest(self.medium, self.frames, repr(float(self.frame_rate)), sound)
@@ -238,6 +242,7 @@ class Mesh(Artifact):
         if self.vertex_colors is not None:
             set_array(self, "vertex_colors", np.uint8, (len(self.vertices), 3))
 
+    @once
     def content_hash(self) -> str:
         return digest(self.medium, self.vertices, self.faces, self.vertex_colors)
 
@@ -284,6 +289,11 @@ class BrainScan(Artifact):
         if self.affine is not None:
             set_array(self, "affine", np.float32, (4, 4))
 
+    @property
+    def kept_as(self) -> str:
+        return ".nii.gz" if max(self.values.shape) <= MAX_AXIS else ".npz"
+
+    @once
     def content_hash(self) -> str:
         affine = () if self.affine is None else (self.affine,)  # a scan without one keeps the hash that it had
         return digest(self.medium, self.values, self.space, self.subject, self.units, self.origin, *affine)
@@ -299,7 +309,8 @@ class BrainScan(Artifact):
 
     def called(self, name: str) -> Self:
         """Of one hemisphere that does not say which it is, the side may stand in the file's name ("lh.betas.mgh")."""
-        return replace(self, space=space_called(self.space, name))
+        space = space_called(self.space, name)
+        return self if space == self.space else replace(self, space=space)
 
 
 MEDIA: tuple[type[Artifact], ...] = (Text, Image, Audio, Video, Mesh, BrainScan)

@@ -21,7 +21,8 @@ from models.nets.brain_decoder import BrainDecoder, load_brain_decoder
 from models.nets.brain_fitting import Pairs
 from models.nets.brain_measures import Means, measure
 from models.picture_text import load_picture_text
-from pipelines.fmri.adapting import Recording, add_adapter, pairs_of, picture_files, read_recording
+from pipelines.fmri.adapting import Recording, add_adapter, pairs_of, read_recording
+from pipelines.fmri.picture_files import picture_files
 
 WEIGHTS = Path("assets/weights").absolute()
 SEEN, UNSEEN, VOXELS = 60, 20, 200

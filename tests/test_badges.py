@@ -56,7 +56,7 @@ def test_a_badge_stands_beside_its_artifact_on_every_page(page: str, tmp_path: P
 def test_a_thumbnail_is_called_by_its_badge_too(tmp_path: Path) -> None:
     """A button's label replaces what is in it for those who cannot see."""
     _, entry = added(tmp_path, SAID)
-    assert f'aria-label="a red apple, image. {ESCAPED}"' in markup.thumbnails([entry], "")
+    assert f'aria-label="a red apple, picture. {ESCAPED}"' in markup.thumbnails([entry], "")
 
 
 @pytest.mark.parametrize(("artifact", "suffix"), every_file())

@@ -21,6 +21,7 @@ from models.manager import ModelManager
 from models.nets.brain_decoder import BrainDecoder, BrainDecoderConfig, load_brain_decoder
 from models.nets.brain_fitting import Pairs, solve_linear
 from models.nets.brain_subjects import Decoded
+from models.nets.crossflow import FAINT
 from pipelines.base import Produced, Progress, Runtime
 from pipelines.fmri.cortex import draw_scan
 from pipelines.fmri.flat_map import known_places
@@ -141,6 +142,19 @@ def test_the_decoded_look_is_where_the_picture_starts(brain: Brain) -> None:
         for strength in (0.0, 1.0)
     ]
     assert likeness[1] > likeness[0] + 0.1 and likeness[1] > 0.5
+
+
+def test_a_painter_whose_sources_are_like_no_picture_paints_the_words_alone(
+    brain: Brain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the published CrossFlow is."""
+    scan = brain.scan(10)
+    words_alone = picture_and_words(brain, scan, strength=0.0)[0]
+    assert not np.array_equal(picture_and_words(brain, scan, strength=1.0)[0], words_alone)
+    with brain.manager.lease("crossflow") as flow:
+        assert flow.config.faint == FAINT
+        monkeypatch.setattr(flow, "config", replace(flow.config, faint=None))
+        assert np.array_equal(picture_and_words(brain, scan, strength=1.0)[0], words_alone)
 
 
 def test_a_seed_gives_the_same_and_each_picture_has_its_own(brain: Brain) -> None:

@@ -114,4 +114,5 @@ def test_the_catalogue_offers_both_sizes_of_crossflow(pixels: Pixels, tmp_path: 
     model = spec.skeleton(tmp_path)
     assert isinstance(model, CrossFlow)
     assert model.config.latent_size == pixels // 8
+    assert model.config.faint is None  # its sources were never trained to be like pictures
     assert sum(parameter.numel() for parameter in model.parameters()) * FLOAT32_BYTES == spec.bytes

@@ -72,7 +72,7 @@ def refusal(error: UserError) -> str:
         Text("a poem\n", provenance=made()),
         picture(),
         Audio(np.zeros((1, 80), np.float32), 8000, provenance=made()),
-        Video(np.zeros((3, 8, 8, 3), np.uint8), 12.0, provenance=made()),
+        Video(np.random.default_rng(0).integers(0, 256, (3, 9, 8, 3), np.uint8), 12.0, provenance=made()),
     ],
     ids=lambda artifact: artifact.medium,
 )
@@ -84,13 +84,14 @@ def test_what_is_added_is_there_after_a_restart(artifact: Artifact, tmp_path: Pa
     [entry] = again.entries()
     assert entry == added == again.get(added.id)
     assert entry.title == "A red apple"
-    assert entry.medium == artifact.medium and entry.content_hash == artifact.content_hash()
+    assert entry.medium == artifact.medium
+    assert (entry.content_hash == artifact.content_hash()) == (entry.medium != "video")
     assert entry.provenance == artifact.provenance
     assert not entry.missing and entry.path.is_relative_to(tmp_path / "files")
     assert abs(entry.created - datetime.now(UTC)) < timedelta(minutes=5)
     loaded = again.load(entry.id)
     assert type(loaded) is type(artifact) and loaded.provenance == artifact.provenance
-    assert type(again.load_by_hash(artifact.content_hash())) is type(artifact)
+    assert again.load_by_hash(entry.content_hash).content_hash() == loaded.content_hash() == entry.content_hash
     again.close()
 
 
@@ -230,7 +231,8 @@ def test_the_newest_of_equal_content_is_found(library: Library) -> None:
 def test_a_gallery_of_the_first_version_opens_and_is_brought_up_to_date(tmp_path: Path) -> None:
     library = Library(tmp_path)
     entry = library.add(picture(), "old")
-    library._connection.execute("DROP TABLE runs")
+    for table in ("runs", "inputs"):
+        library._connection.execute(f"DROP TABLE {table}")
     library._connection.execute("PRAGMA user_version = 1")
     library.close()
     for _ in range(2):

@@ -193,6 +193,25 @@ def test_a_glb_that_promises_too_much_is_refused(header: dict[str, Any], word: s
     assert word in refuse(tmp_path / "it.glb").sentence
 
 
+@pytest.mark.parametrize("count", ["-1099511627776", "NaN"])
+def test_a_glb_that_promises_less_than_nothing_is_refused(count: str, tmp_path: Path) -> None:
+    """So that it makes no room for what is too much beside it."""
+    accessors = [{"count": 2**40, "componentType": 5126, "type": "VEC3"}, {"count": "less"}]
+    data = glb({"asset": {"version": "2.0"}, "accessors": accessors})
+    (tmp_path / "it.glb").write_bytes(_with_number(data, '"less"', count))
+    assert "damaged" in refuse(tmp_path / "it.glb").sentence
+
+
+def _with_number(data: bytes, text: str, number: str) -> bytes:
+    """A number in place of a text in the header of a GLB, which keeps its length."""
+    at = data.index(text.encode())
+    end = data.index(b"BIN") - 4
+    changed = (data[20:at] + number.encode() + data[at + len(text) : end]).rstrip()
+    changed += b" " * (-len(changed) % 4)
+    size = len(data) + len(changed) - (end - 20)
+    return struct.pack("<4sIII4s", b"glTF", 2, size, len(changed), b"JSON") + changed + data[end:]
+
+
 def test_a_shape_shown_very_often_is_refused(tmp_path: Path) -> None:
     corners = np.zeros((9000, 3), np.float32)
     faces = np.zeros((9000, 3), np.uint32)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,24 @@ import numpy as np
 import pytest
 from PIL import Image as PillowImage
 
-from app.adapters import DECODER, Fitted
+from app.adapters import DECODER, SEEING, Fitted
 from app.settings import load_settings
-from app.studio import Studio
+from app.studio import Saved, Studio
 from app.ui.learning_curve import learning_curve
-from app.ui.new_subject import NewSubject
+from app.ui.new_subject import TITLE, NewSubject
 from app.ui.studio_tab import PipelinePanel
 from models.errors import UserError
 from models.nets import brain_fitting
-from pipelines.base import Registry
+from models.picture_text import PictureText
+from pipelines.base import Progress, Registry
+from pipelines.fmri import adapting
 from pipelines.fmri.adapting import Curve
 from pipelines.fmri.picture_archives import unpack
+from pipelines.fmri.picture_files import picture_files
 from pipelines.fmri.pipeline import FMRI
+from pipelines.media import Text
+from tests.tiny_models import resident
+from tests.watched_pipelines import Flicker
 
 COUNT, VOXELS = 60, 90
 
@@ -84,6 +91,83 @@ def test_a_fit_tells_how_far_it_is_and_the_page_takes_the_decoder_up(
     assert "is a subject already" in again[-1]
 
 
+def test_what_sees_the_pictures_is_leased_and_it_is_said_by_whom(
+    page: tuple[Studio, NewSubject], given: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brain_fitting, "MOST_STEPS", 1)
+    studio, panel = page
+    held: set[tuple[str, str]] = set()
+    see = PictureText.embed_pictures
+
+    def seen(*args: Any) -> Any:
+        held.update((row.key, holder) for row in studio.manager.status() for holder in row.holders)
+        return see(*args)
+
+    monkeypatch.setattr(PictureText, "embed_pictures", seen)
+    outcomes(panel, [str(given[0])], str(given[1]), "Ann")
+    assert held == {(key, TITLE) for key in SEEING}
+    assert set(resident(studio.manager)) == set(SEEING) and not any(row.holders for row in studio.manager.status())
+
+
+def test_a_fit_waits_for_a_generation_and_a_generation_for_a_fit(
+    page: tuple[Studio, NewSubject], given: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(brain_fitting, "MOST_STEPS", 1)
+    studio, panel = page
+    flicker, begun, go_on = Flicker(), threading.Event(), threading.Event()
+    studio.registry = Registry([FMRI(), flicker])
+
+    def until_told() -> None:
+        begun.set()
+        assert go_on.wait(30)
+
+    flicker.before_result = until_told
+    generation = threading.Thread(target=lambda: list(studio.generate("flicker", [Text("a bee")], {})))
+    generation.start()
+    assert begun.wait(30)
+    fit = (updates[panel._outcome] for updates in panel._run([str(given[0])], str(given[1]), "Ann"))
+    assert "Reading the scans" in next(fit) and "Waiting for another generation" in next(fit)
+    assert not any(row.holders for row in studio.manager.status())
+    go_on.set()
+    assert any("Looking at 60 pictures" in html for html in fit)
+    waiting = studio.generate("flicker", [Text("a wasp")], {})
+    first = next(waiting)
+    assert isinstance(first, Progress) and "Waiting for another generation" in first.message
+    *_, last = fit
+    assert "Ann is known now" in last and isinstance(list(waiting)[-1], Saved)
+    generation.join()
+
+
+@pytest.mark.parametrize("stage", ["Looking at", "Fitting on 48"])
+def test_a_fit_stops_in_the_middle_of_a_stage(
+    stage: str, page: tuple[Studio, NewSubject], given: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio, panel = page
+    monkeypatch.setattr(adapting, "AT_ONCE", 1)
+    steps, stopped, said = [0], threading.Event(), ""
+
+    def counted(holder: Any, name: str) -> None:
+        whole = getattr(holder, name)
+
+        def step(*args: Any, **kwargs: Any) -> Any:
+            steps[0] += 1
+            if stopped.is_set():
+                at_stop.setdefault("steps", steps[0])
+            return whole(*args, **kwargs)
+
+        monkeypatch.setattr(holder, name, step)
+
+    at_stop: dict[str, int] = {}
+    counted(PictureText, "embed_pictures")
+    counted(brain_fitting, "_loss")
+    for updates in panel._run([str(given[0])], str(given[1]), "Ann"):
+        stopped, said = updates.get(panel._stopped, stopped), updates[panel._outcome]
+        if stage in said:
+            stopped.set()
+    assert "Stopped; nothing has changed." in said and steps[0] <= at_stop.get("steps", steps[0]) + 2
+    assert not (studio.settings.output_folder / DECODER).exists()
+
+
 def test_a_stopped_fit_changes_nothing(page: tuple[Studio, NewSubject], given: tuple[Path, Path]) -> None:
     studio, panel = page
     steps = panel._run([str(given[0])], str(given[1]), "Ann")
@@ -132,6 +216,30 @@ def test_odd_archives_are_refused(files: dict[str, bytes], problem: str, tmp_pat
     with pytest.raises(UserError, match=problem) as refused:
         unpack(packed(tmp_path / "a.zip", files), tmp_path / "out")
     assert refused.value.hint and not (tmp_path / "2.png").exists()
+
+
+@pytest.mark.parametrize("name", ["../../secret.png", "/etc/secret.png", "a/../../out2/1.png", "nul\0/../../../x.png"])
+def test_a_table_in_an_archive_leads_nowhere_else(name: str, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    files = {"1.png": picture(1), "seen.csv": f"1,1.png\n2,{name}\n".encode()}
+    with pytest.raises(UserError, match="names a file outside of it") as refused:
+        unpack(packed(tmp_path / "a.zip", files), tmp_path / "out")
+    assert refused.value.hint and "\n" not in refused.value.sentence
+    table = tmp_path / "free.csv"  # whose table it is on the command line may name what they can read
+    table.write_text(f"1,{tmp_path}/out/1.png\n")
+    assert picture_files(table) == [(1, tmp_path / "out" / "1.png")]
+
+
+@pytest.mark.parametrize("way", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_archives_packed_in_another_way_are_refused_whole_or_damaged(way: int, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", way) as archive:
+        archive.writestr("1.png", picture(1))
+    whole = (tmp_path / "a.zip").read_bytes()
+    for data in (whole, whole[:60] + b"\xff" * 40 + whole[100:]):
+        (tmp_path / "a.zip").write_bytes(data)
+        with pytest.raises(UserError, match="packed in a way that is not read"):
+            unpack(tmp_path / "a.zip", tmp_path / "out")
 
 
 def test_what_is_no_archive_or_would_fill_the_disk_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

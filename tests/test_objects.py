@@ -83,6 +83,9 @@ def test_the_page_gets_a_picture_of_an_object_and_of_nothing_else(tiny_studio: S
     assert answer.headers["content-type"] == "image/webp"
     pixels = np.asarray(Image.open(io.BytesIO(answer.content)).convert("RGB"))
     assert pixels.shape == (SIDE, SIDE, 3) and share(pixels, 0) > 0.05 and share(pixels, 2) > 0.05
+    assert client.get(f"/view/{entry.id}").content == answer.content
+    tiny_studio.library.remove(entry.id)
+    assert client.get(f"/view/{entry.id}").status_code == 404, "nothing that was removed is shown from memory"
     words = tiny_studio.library.add(Text("words").with_provenance(made()), "words")
     for unseen, said in ((words.id, "no 3-D object but text"), ("nobody", "gallery")):
         answer = client.get(f"/view/{unseen}")

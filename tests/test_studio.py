@@ -32,7 +32,7 @@ def saved(studio: Studio, name: str, inputs: Sequence[Artifact], **params: objec
 
 def test_a_request_shows_progress_and_ends_in_the_gallery(tiny_studio: Studio) -> None:
     events = list(tiny_studio.generate("tiny-paint", APPLE, {"steps": 4, "num_images": 2}))
-    steps = [event.step for event in events if isinstance(event, Progress)]
+    steps = [event.step for event in events if isinstance(event, Progress) and event.message == "Painting"]
     assert steps == [1, 2, 3, 4, 1, 2, 3, 4]
     made = [event for event in events if isinstance(event, Saved)]
     assert [entry.id for entry in tiny_studio.library.entries()] == [made[1].entry.id, made[0].entry.id]
@@ -330,6 +330,19 @@ def test_waiting_for_models_is_no_part_of_what_a_run_takes(
     waited = studio.manager.metrics.wait_seconds
     assert waited >= 0.5
     assert studio.seconds(Paint()) <= whole - waited
+
+
+def test_what_others_wait_for_meanwhile_counts(tiny_studio: Studio) -> None:
+    class Beside(Paint):
+        name = "beside"
+
+        def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+            yield from super().run_batch(inputs, params, runtime)
+            tiny_studio.manager.metrics.wait_seconds += 100  # as a reader's of another conversation
+
+    studio = Studio(tiny_studio.settings, Registry([Beside()]), tiny_studio.manager)
+    saved(studio, "beside", APPLE)
+    assert studio.seconds(Beside()) > 0
 
 
 def test_a_pipeline_that_never_ran_is_guessed_by_whether_it_has_models(tiny_studio: Studio) -> None:

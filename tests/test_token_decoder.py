@@ -361,7 +361,8 @@ def test_a_scan_is_read_by_it_and_called_measured(
     trained: Path, answers: list[Answers], models: Path, tmp_path: Path
 ) -> None:
     specs = {key: spec for key, spec in catalog("full", {"brain-decoder": trained}).items() if key in FMRI.models}
-    runtime = Runtime(ModelManager(specs, torch.device("cpu"), 10**9))
+    manager = ModelManager(specs, torch.device("cpu"), 10**9)
+    runtime = Runtime(manager)
     scan = BrainScan(answers[1].test_values[0].numpy(), "voxels", "subj02", Z_SCORED)
     reading = read(scan, FMRIParams(), runtime)
     assert reading.sentence.startswith("a thing number") and reading.words.startswith("Perhaps a thing number")
@@ -370,4 +371,4 @@ def test_a_scan_is_read_by_it_and_called_measured(
     with pytest.raises(UserError, match="known pictures do not mean the same by vectors"):
         looked_up(scan, FMRIParams(), runtime)
     with pytest.raises(UserError, match="fitted to the small brain decoder"):
-        fit_subject(specs, [], models, "Ann", tmp_path / "out", print)
+        fit_subject(manager, runtime, [], models, "Ann", tmp_path / "out")

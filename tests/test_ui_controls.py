@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from pydantic import Field, create_model
 
 from app.ui.controls import MOST_CHIPS, build_controls, field_type, label_of, shown, slider_step, taken_from
-from pipelines.base import MAX_SEED, Params
+from app.ui.scan_look import look_of
+from pipelines.base import EXAMPLES, MAX_SEED, Params
 
 Style = Literal["flat", "3d", "outline"]
 Letter = Literal["a", "b", "c", "d", "e", "f", "g", "h", "i", "j", "k", "l", "m", "n", "o", "p"]
@@ -28,6 +29,8 @@ class Everything(Params):
     guidance_scale: float = Field(7.0, ge=1.0, le=20.0, description="How literally.")
     share: Annotated[float, Field(ge=0, le=1)] | None = Field(None, description="May be left open.")
     extent: int = Field(3, ge=1, description="No upper end.")
+    pixels: int = Field(9, ge=0, le=1000, description="As many steps as a slider may have.")
+    trial: int = Field(0, ge=0, le=1001, description="One more.")
     size: int = Field(64, ge=32, le=128, multiple_of=32, description="Of a side.", json_schema_extra={"advanced": True})
 
 
@@ -52,8 +55,10 @@ def test_every_field_but_the_seed_has_a_control_in_order(controls: dict[str, Any
         ("tiled", gr.Checkbox),
         ("num_images", gr.Slider),
         ("guidance_scale", gr.Slider),
-        ("share", gr.Number),
+        ("share", gr.Textbox),
         ("extent", gr.Number),
+        ("pixels", gr.Slider),
+        ("trial", gr.Number),
         ("size", gr.Slider),
     ],
 )
@@ -69,7 +74,7 @@ def test_bounds_steps_and_descriptions_are_the_fields(controls: dict[str, Any]) 
     assert (images.minimum, images.maximum, images.step, images.precision) == (1, 8, 1, 0)
     assert controls["size"].step == 32
     assert (controls["extent"].minimum, controls["extent"].maximum) == (1, None)
-    assert (controls["share"].minimum, controls["share"].maximum) == (0, 1)
+    assert (controls["trial"].minimum, controls["trial"].maximum, controls["trial"].precision) == (0, 1001, 0)
     assert controls["remove"].max_length == 300
 
 
@@ -116,6 +121,8 @@ values = st.fixed_dictionaries(
         "guidance_scale": st.floats(1.0, 20.0),
         "share": st.one_of(st.none(), st.floats(0, 1)),
         "extent": st.integers(1, 10**6),
+        "pixels": st.integers(0, 1000),
+        "trial": st.integers(0, 1001),
         "size": st.sampled_from([32, 64, 96, 128]),
         "seed": st.integers(0, MAX_SEED),
     }
@@ -141,6 +148,11 @@ def test_components_pass_on_what_they_are_filled_with(given_values: dict[str, An
         assert taken_from(Everything, {name: control.preprocess(filled)}) == {name: given_values[name]}
 
 
+@pytest.mark.parametrize(("typed", "taken"), [("", None), (" ", None), (" 0.25 ", 0.25), ("a lot", "a lot")])
+def test_a_number_that_may_be_left_open_is_typed(typed: str, taken: object) -> None:
+    assert taken_from(Everything, {"share": typed}) == {"share": taken}
+
+
 @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6))
 def test_a_slider_has_between_100_and_1000_steps(minimum: float, span: float) -> None:
     maximum = minimum + span
@@ -151,3 +163,9 @@ def test_a_slider_has_between_100_and_1000_steps(minimum: float, span: float) ->
 def test_bounds_inside_an_optional_are_found() -> None:
     taken = field_type(Everything.model_fields["share"])
     assert taken.optional and taken.kind is float and (taken.minimum, taken.maximum) == (0, 1)
+
+
+def test_a_scan_is_still_seen_when_the_number_of_its_trial_is_wiped_out() -> None:
+    path = str(EXAMPLES / "scans" / "S6-placard.npz")
+    assert look_of(path, {"trial": None, "without": "none"}) == look_of(path, {"trial": 0, "without": "none"})
+    assert "<img" in look_of(path, {"trial": None})

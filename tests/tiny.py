@@ -75,7 +75,7 @@ class Paint(Pipeline):
             assert isinstance(text, Text)
             if not text.text.strip():
                 raise UserError("The prompt is empty.", "Write what the picture should show.")
-            with runtime.models.lease("painter") as painter:
+            with runtime.lease("painter") as painter:
                 generator = _seeded(text.text, params.seed)
                 for index in range(params.num_images):
                     noise = torch.randn(8, generator=generator)

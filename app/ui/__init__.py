@@ -17,11 +17,14 @@ from app.ui.notices import LIGHT, telling
 from app.ui.objects import view_route
 from app.ui.panels import Panels
 from app.ui.theme import HERE, head, theme
+from pipelines.base import EXAMPLES
+
+DELETE_CACHE = (3600, 86_400)  # how often, and after how long, uploads and copies of results go: seconds
 
 
 def build(studio: Studio) -> gr.Blocks:
     """The page over ``studio``, with its queue, ready to be launched."""
-    with gr.Blocks(title="Synesthete", analytics_enabled=False, fill_width=True) as page:
+    with gr.Blocks(title="Synesthete", analytics_enabled=False, fill_width=True, delete_cache=DELETE_CACHE) as page:
         gr.HTML(markup.header(), apply_default_css=False)
         assistant = Assistant(studio)
         with gr.Tabs(elem_classes=["rooms"]) as rooms:
@@ -47,7 +50,7 @@ def build(studio: Studio) -> gr.Blocks:
 def launch(studio: Studio) -> None:
     """Serve the page until the process is told to end."""
     settings = studio.settings
-    examples = {str(path.parent) for pipeline in studio.registry for path in pipeline.example_files}
+    examples = {str(path.parent) for pipeline in studio.registry for path in pipeline.example_files} | {str(EXAMPLES)}
     build(studio).launch(
         server_name=settings.host,
         server_port=settings.port,

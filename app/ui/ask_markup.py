@@ -10,12 +10,25 @@ from html import escape
 from pathlib import Path
 
 from app.controller.planner import Choice
+from app.names import name_of
 from app.studio import InternalError
-from app.ui.markup import badge, data_uri, downloads, file_url, full_size, object_view, provenance, ways_on_from
+from app.ui.markup import (
+    badge,
+    data_uri,
+    downloads,
+    file_url,
+    frame,
+    full_size,
+    in_a_line,
+    object_view,
+    provenance,
+    underway,
+    ways_on_from,
+)
 from app.ui.replies import about, reply, seconds
-from app.ui.talk import NAMES, Piece, StepState, Talk, Turn, described
+from app.ui.talk import Piece, StepState, Talk, Turn, described
 from models.errors import UserError
-from pipelines.base import Pipeline
+from pipelines.base import Pipeline, Progress
 
 SCRIPT = (Path(__file__).parent / "ask.js").read_text()
 
@@ -47,8 +60,7 @@ def _welcome(examples: Sequence[str]) -> str:
 
 def complaint(error: UserError | InternalError) -> str:
     """What is wrong, above the words that stay as they are."""
-    sentence, hint = (error.sentence, error.hint) if isinstance(error, UserError) else (str(error), "")
-    return f'<p class="complaint" role="alert"><strong>{escape(sentence)}</strong> {escape(hint)}</p>'
+    return f'<p class="complaint" role="alert">{in_a_line(error)}</p>'
 
 
 def _turn(turn: Turn, talk: Talk, pipelines: dict[str, Pipeline]) -> str:
@@ -81,7 +93,7 @@ def _reader(turn: Turn) -> str:
     if not turn.answer:
         return ""
     outputs = sorted(turn.answer.scores.outputs.items(), key=lambda item: -item[1])
-    scores = ", ".join(f"{NAMES.get(medium, medium)} {score:.0%}" for medium, score in outputs[:3])
+    scores = ", ".join(f"{name_of(medium).noun} {score:.0%}" for medium, score in outputs[:3])
     return f'<p class="aside reader" title="{escape(scores)}">read by {escape(turn.reader)}</p>'
 
 
@@ -108,10 +120,7 @@ def _step(number: int, state: StepState, turn: Turn, talk: Talk, pipelines: dict
     told = " · ".join(escape(fact) for fact in facts if fact)
     trouble = ""
     if state.error:
-        sentence, hint = (
-            (state.error.sentence, state.error.hint) if isinstance(state.error, UserError) else (str(state.error), "")
-        )
-        trouble = f'<p class="trouble"><strong>{escape(sentence)}</strong> {escape(hint)}</p>'
+        trouble = f'<p class="trouble">{in_a_line(state.error)}</p>'
     elif state.because:
         at = 1 + [other.step.id for other in turn.steps].index(state.because)
         trouble = f'<p class="trouble">Left out, because step {at} failed.</p>'
@@ -147,23 +156,8 @@ def _stage(turn: Turn) -> str:
         return ""
     running = next((state for state in turn.steps if state.state == "running"), None)
     progress = running.progress if running else None
-    share = progress.step / progress.total if progress and progress.total else 0.0
-    percent = round(100 * min(max(share, 0.0), 1.0))
-    message = progress.message if progress else "Waiting for its turn" if running is None else "Beginning"
-    preview = (
-        f'<img class="preview" alt="Preview" src="{data_uri(progress.preview)}">'
-        if progress and progress.preview
-        else '<div class="preview waiting"></div>'
-    )
-    frame = f'<div class="frame">{preview}</div>' if running and running.step.output in ("image", "video") else ""
-    count = f"{progress.step} of {progress.total}" if progress and progress.step else ""
-    return (
-        # Not told by a screen reader at every step; the bar can be asked.
-        f'<div class="underway" aria-live="off">{frame}<p class="meter-text"><span>{escape(message)}</span>'
-        f'<span class="numbers">{count}</span></p><div class="bar{"" if percent else " unknown"}" role="progressbar" '
-        f'aria-label="Progress" aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
-        f'aria-valuetext="{escape(message)}, {percent} percent"><span style="width:{percent}%"></span></div></div>'
-    )
+    progress = progress or Progress(0, 1, "Beginning" if running else "Waiting for its turn")
+    return underway(progress, frame(progress) if running and running.step.output in ("image", "video") else "")
 
 
 def _made(pieces: Sequence[Piece], pipelines: dict[str, Pipeline]) -> str:
@@ -176,7 +170,7 @@ def _made(pieces: Sequence[Piece], pipelines: dict[str, Pipeline]) -> str:
 
 def _piece(piece: Piece, pipelines: dict[str, Pipeline]) -> str:
     """A piece with what can be done with it; an attachment is only shown."""
-    entry, title = piece.entry, piece.title or NAMES.get(piece.medium, piece.medium)
+    entry, title = piece.entry, piece.title or name_of(piece.medium).noun
     if entry is None:
         content, tools, said = _thumbnail(piece), "", ""
     else:
@@ -201,7 +195,7 @@ def _thumbnail(piece: Piece) -> str:
     name = f'<span class="number">@{piece.number}</span> {escape(piece.title)}'
     if piece.face is not None:
         return f'<span class="brought"><img src="{data_uri(piece.face)}" alt=""><span dir="auto">{name}</span></span>'
-    kind = escape(NAMES.get(piece.medium, piece.medium))
+    kind = escape(name_of(piece.medium).noun)
     return f'<span class="brought"><span class="kind">{kind}</span><span dir="auto">{name}</span></span>'
 
 

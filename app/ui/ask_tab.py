@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -13,11 +14,13 @@ from app.studio import InternalError, Studio, reporting
 from app.ui import ask_markup
 from app.ui.host import Host
 from app.ui.kept import kept, restored
+from app.ui.markup import underway
 from app.ui.notices import LIGHT, telling
 from app.ui.plan_editor import COME_INTO_VIEW, QUICK, PlanEditor
 from app.ui.talk import Talk
 from app.ui.viewer import Viewer
 from models.errors import UserError
+from pipelines.base import Progress
 
 ASK_LANE = "ask"
 TALKS_AT_ONCE = 8  # they wait for the Studio's single lane in turn, and are told so there
@@ -28,6 +31,9 @@ Updates = dict[Any, Any]
 NAME_THE_BOX = """() => {
   document.querySelector(".composer textarea")?.setAttribute("aria-label", "Your request");
 }"""
+
+# Shows at once that a request has been taken; the answer, or a complaint, takes its place.
+READING = f"() => {json.dumps(underway(Progress(0, 0, 'Reading your request')))}"
 
 # While something is open over the page, the keyboard stays with it, and goes back to where it was afterwards.
 LIGHT_UP = """() => {
@@ -94,6 +100,8 @@ class AskTab:
 
     def _connect(self) -> None:
         answered = [self.log, self._said, self._box, self._kept]
+        for asking in (self._box.submit, self.log.say, self.log.choose):
+            asking(None, outputs=[self._said], js=READING, api_visibility="private")
         begun = [
             self._box.submit(self._on_submit, [self._talk, self._box], answered, **LIGHT),
             self.log.say(self._on_say, [self._talk], answered, **LIGHT),
@@ -128,6 +136,7 @@ class AskTab:
         gr.on([page.load, tab.select], None, js=NAME_THE_BOX, api_visibility="private")
         there = [self.log, self._said, self._box, self._kept]
         page.load(self._on_load, [self._talk, self._kept], there, js=RECALL, **LIGHT)
+        page.load(self._host.assistant.warm, **LIGHT)
 
     def _on_load(self, talk: Talk, text: str | None) -> Any:
         """What the browser kept, in the talk again; somebody may have gone on with it by now."""

@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 from pipelines.base import Params
 
 MOST_CHIPS = 16
+MOST_STEPS = 1000  # of a slider: with more a finger cannot find the one that is meant
 ANY = ""
 
 
@@ -103,14 +104,16 @@ def _choice(taken: FieldType, common: dict[str, Any]) -> Component:
 
 
 def _number(taken: FieldType, common: dict[str, Any]) -> Component:
+    if taken.optional:  # Gradio's Number (6.31) shows and sends 0 where there is none
+        return gr.Textbox(**common, placeholder="empty: left open", max_lines=1)
     whole = taken.kind is int
-    if taken.bounded and not taken.optional:
+    common["precision"] = 0 if whole else None
+    if taken.bounded:
         assert taken.minimum is not None and taken.maximum is not None
         step = taken.step or (1 if whole else slider_step(taken.minimum, taken.maximum))
-        return gr.Slider(taken.minimum, taken.maximum, step=step, precision=0 if whole else None, buttons=[], **common)
-    return gr.Number(
-        minimum=taken.minimum, maximum=taken.maximum, step=taken.step or 1, precision=0 if whole else None, **common
-    )
+        if not whole or (taken.maximum - taken.minimum) / step <= MOST_STEPS:
+            return gr.Slider(taken.minimum, taken.maximum, step=step, buttons=[], **common)
+    return gr.Number(minimum=taken.minimum, maximum=taken.maximum, step=taken.step or 1, **common)
 
 
 def slider_step(minimum: float, maximum: float) -> float:
@@ -132,11 +135,24 @@ def build_controls(params_type: type[Params]) -> dict[str, Component]:
 
 
 def shown(field: FieldInfo, value: Any) -> Any:
-    """A setting's value as its control shows it: no choice and no text are empty, no number is None."""
-    return ANY if value is None and field_type(field).kind not in (int, float) else value
+    """A setting's value as its control shows it: what is left open is empty, and a number that may be is text."""
+    taken = field_type(field)
+    if value is None:
+        return ANY
+    return str(value) if taken.optional and taken.kind in (int, float) else value
 
 
 def taken_from(params_type: type[Params], values: dict[str, Any]) -> dict[str, Any]:
-    """The controls' values as settings: the inverse of :func:`shown`, for fields that may be ``None``."""
-    optional = {name for name, field in params_type.model_fields.items() if field_type(field).optional}
-    return {name: None if value == ANY and name in optional else value for name, value in values.items()}
+    """The controls' values as settings: the inverse of :func:`shown`. Text that is no number stays as it is, and the
+    pipeline refuses it."""
+    types = {name: field_type(field) for name, field in params_type.model_fields.items()}
+    return {name: _taken(types[name], value) for name, value in values.items()}
+
+
+def _taken(taken: FieldType, value: Any) -> Any:
+    if not taken.optional or taken.kind not in (int, float):
+        return None if taken.optional and value == ANY else value
+    try:
+        return taken.kind(value) if str(value).strip() else None
+    except ValueError:
+        return value

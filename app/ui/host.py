@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import cast
 
@@ -14,10 +14,11 @@ from app.controller.executor import Done, Failed, Running, Skipped, Started, Ste
 from app.controller.plan import ARTIFACT, TEXT, UPLOAD, Plan, Step, check
 from app.controller.planner import Answer, Choice, example_requests
 from app.library import Entry
+from app.names import name_of
 from app.studio import InternalError, Studio, reporting
 from app.ui.replies import exchange, instead_of_words, named
 from app.ui.sounds import waveform_of
-from app.ui.talk import NAMES, WORDS_SHOWN, Piece, StepState, Talk, Turn, attached, replaced
+from app.ui.talk import WORDS_SHOWN, Piece, StepState, Talk, Turn, attached, replaced
 from models.errors import Cancelled, UserError
 from pipelines.media import Artifact, Text, load_artifact
 
@@ -34,6 +35,7 @@ class Host:
     def __init__(self, assistant: Assistant) -> None:
         self.assistant = assistant
         self.studio = assistant.studio
+        self._lock = threading.Lock()  # held only to see whether a talk is busy, and to make it so
 
     @property
     def examples(self) -> list[str]:
@@ -42,7 +44,7 @@ class Host:
         for pipeline in self.studio.registry:
             made = pipeline.routes[0].output
             pairs = [texts for texts in pipeline.examples if len(texts) == 2]
-            turning += [f"a {NAMES.get(made, made)} of {a} turning into {b}" for a, b in pairs[:1]]
+            turning += [f"{name_of(made).wish} of {a} turning into {b}" for a, b in pairs[:1]]
         return [*example_requests(self.studio.registry)[: EXAMPLES - len(turning)], *turning]
 
     def take(self, talk: Talk, prompt: str, files: Sequence[str]) -> None:
@@ -50,53 +52,53 @@ class Host:
 
         Raises :class:`UserError` for a file or a prompt that cannot be used; nothing has changed then.
         """
-        _only_one(talk)
         if len(files) > MAX_ATTACHMENTS:
             raise UserError(f"{len(files)} files are too many at once.", f"Attach at most {MAX_ATTACHMENTS}.")
-        uploads = [load_artifact(Path(file)) for file in files]
-        for upload in uploads:
-            self.studio.library.keep_input(upload)
-        answer = self._answer(talk, prompt, uploads)
-        brought = []
-        for upload, file in zip(uploads, files, strict=True):
-            number = talk.conversation.attach(upload, Path(file).name).number
-            brought.append(attached(number, upload, Path(file).name))
-        talk.pieces |= {piece.number: piece for piece in brought}
-        self._begin(talk, talk.add(prompt, brought), answer, brought, uploads)
+        with self._claimed(talk):
+            uploads = [load_artifact(Path(file)) for file in files]
+            for upload in uploads:
+                self.studio.library.keep_input(upload)
+            answer = self._answer(talk, prompt, uploads)
+            brought = []
+            for upload, file in zip(uploads, files, strict=True):
+                number = talk.conversation.attach(upload, Path(file).name).number
+                brought.append(attached(number, upload, Path(file).name))
+            talk.pieces |= {piece.number: piece for piece in brought}
+            self._begin(talk, talk.add(prompt, brought), answer, brought, uploads)
 
     def choose(self, talk: Talk, number: int, index: int) -> None:
         """Answer the choice ``index`` of the turn ``number``, about what was attached there."""
-        _only_one(talk)
-        turn = talk.turn(number)
-        choice = turn.choices[index]
-        if (chosen := choice.prompt.removeprefix(ARTIFACT)).isdecimal() and int(chosen) in talk.pieces:
-            self._select(talk, talk.add(choice.label), [int(chosen)])
-            return
-        about = turn.brought if turn.stage == "said" else []
-        uploads = [self.studio.library.load_by_hash(talk.conversation.hashes[piece.number]) for piece in about]
-        answer = self._answer(talk, choice.prompt, uploads)
-        self._begin(talk, talk.add(choice.prompt), answer, about, uploads)
+        with self._claimed(talk):
+            turn = talk.turn(number)
+            choice = turn.choices[index]
+            if (chosen := choice.prompt.removeprefix(ARTIFACT)).isdecimal() and int(chosen) in talk.pieces:
+                self._select(talk, talk.add(choice.label), [int(chosen)])
+                return
+            about = turn.brought if turn.stage == "said" else []
+            uploads = [self.studio.library.load_by_hash(talk.conversation.hashes[piece.number]) for piece in about]
+            answer = self._answer(talk, choice.prompt, uploads)
+            self._begin(talk, talk.add(choice.prompt), answer, about, uploads)
 
     def go(self, talk: Talk, number: int) -> None:
         """Run the plan of the turn ``number``: for the first time, or what is not done of it."""
-        _only_one(talk)
-        turn = talk.turn(number)
-        for state in turn.steps:
-            state.restart()
-        turn.stage, turn.problem, talk.todo = "running", None, turn
+        with self._claimed(talk):
+            turn = talk.turn(number)
+            for state in turn.steps:
+                state.restart()
+            turn.stage, turn.problem, talk.todo = "running", None, turn
 
     def change(self, talk: Talk, number: int, plan: Plan) -> None:
         """Run ``plan`` instead of that of the turn ``number``; beside it, if that has run.
 
         Raises :class:`~app.controller.plan.PlanError` if it cannot run, and nothing has changed then.
         """
-        _only_one(talk)
-        self.check(talk, plan)
-        turn = talk.turn(number)
-        if turn.stage != "proposed":
-            turn = talk.add(turn.prompt)
-        turn.plan, turn.steps, turn.changed = plan, [self.state(step) for step in plan.steps], True
-        turn.stage, talk.todo = "running", turn
+        with self._claimed(talk):
+            self.check(talk, plan)
+            turn = talk.turn(number)
+            if turn.stage != "proposed":
+                turn = talk.add(turn.prompt)
+            turn.plan, turn.steps, turn.changed = plan, [self.state(step) for step in plan.steps], True
+            turn.stage, talk.todo = "running", turn
 
     def check(self, talk: Talk, plan: Plan) -> None:
         """Raises :class:`~app.controller.plan.PlanError` unless ``plan`` can run in this talk."""
@@ -106,29 +108,44 @@ class Host:
 
     def begin_anew(self, talk: Talk) -> None:
         """Forget the talk; what was made in it stays in the gallery."""
-        _only_one(talk)
-        talk.clear()
+        with self._claimed(talk):
+            talk.clear()
+
+    @contextmanager
+    def _claimed(self, talk: Talk) -> Iterator[None]:
+        """Keep others from the talk until it is said what it has to do; raises :class:`UserError` where it is busy."""
+        with self._lock:
+            if talk.busy:
+                raise UserError("One thing at a time: something is still being made.", "Wait for it, or stop it.")
+            talk.claimed = True
+        try:
+            yield
+        finally:
+            talk.claimed = False
 
     def stop(self, talk: Talk) -> None:
-        if talk.todo is not None:
-            talk.todo.stage, talk.todo = "stopped", None
-        if talk.cancelled is not None:
-            talk.cancelled.set()
+        with self._lock:
+            if talk.todo is not None:
+                talk.todo.stage, talk.todo = "stopped", None
+            if talk.cancelled is not None:
+                talk.cancelled.set()
 
     def turned_away(self, talk: Talk) -> None:
         """Too many others are waiting: what was to run can be run later."""
-        if talk.todo is not None:
-            talk.todo.problem = UserError("Too many requests are waiting already.", "Try again in a minute.")
-            talk.todo.stage, talk.todo = "ended", None
+        with self._lock:
+            if talk.todo is not None:
+                talk.todo.problem = UserError("Too many requests are waiting already.", "Try again in a minute.")
+                talk.todo.stage, talk.todo = "ended", None
 
     def run(self, talk: Talk) -> Iterator[bool]:
         """Do what is to do. Yields whenever there is something new to see, and whether it is more than a step's
         progress. Closing it stops the run.
         """
-        turn, talk.todo = talk.todo, None
-        if turn is None:
-            return
-        talk.cancelled = threading.Event()
+        with self._lock:
+            turn = talk.todo
+            if turn is None:
+                return
+            talk.cancelled, talk.todo = threading.Event(), None
         try:
             with reporting():
                 yield from self._run(talk, turn, talk.cancelled)
@@ -138,13 +155,13 @@ class Host:
         except (UserError, InternalError) as error:
             turn.problem, turn.stage = error, "ended"
         finally:
-            talk.cancelled = None
             if turn.stage == "running":
                 turn.stage = "stopped"
             for state in turn.steps:
                 state.progress = None
                 if state.state == "running":
                     state.state = "waiting"
+            talk.cancelled = None
         yield True
 
     def _run(self, talk: Talk, turn: Turn, cancelled: threading.Event) -> Iterator[bool]:
@@ -258,8 +275,3 @@ def piece_of(
     words = artifact.text[:WORDS_SHOWN] if isinstance(artifact, Text) else ""
     waveform = waveform_of(studio.library, entry)
     return Piece(number, entry.medium, "" if own else title, entry, words=words, waveform=waveform)
-
-
-def _only_one(talk: Talk) -> None:
-    if talk.busy:
-        raise UserError("One thing at a time: something is still being made.", "Wait for it, or stop it.")

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+from gradio import FileData
 from gradio.components import Component
+from gradio.processing_utils import save_bytes_to_cache
+from gradio.utils import get_upload_folder
 
 from models.errors import UserError
 from pipelines.base import Pipeline
-from pipelines.media import Artifact, BrainScan, Text, load_artifact, suffixes_of
+from pipelines.media import Artifact, BrainScan, Text, Video, load_artifact, suffixes_of
 
 WORDS = {
     "text": "Prompt",
@@ -58,7 +60,10 @@ def component_for(medium: str, label: str) -> Component:
             # Without a format, because Gradio would need FFmpeg's program to bring others to it.
             return gr.Audio(type="filepath", **common)
         case "video":
-            return gr.Video(height=240, **common)
+            clip = gr.Video(height=240, **common)
+            # Gradio would store anew what not every browser shows, and so change its frames.
+            clip.postprocess = _as_kept
+            return clip
         case "mesh":
             return gr.Model3D(height=240, **common)
     return gr.File(file_types=list(suffixes_of(medium)) if medium == BrainScan.medium else None, **common)
@@ -67,6 +72,10 @@ def component_for(medium: str, label: str) -> Component:
 def _as_attached(payload: Any) -> str | None:
     """The path of the file, with its transparency and its 16 bits."""
     return payload.path if payload else None
+
+
+def _as_kept(value: str | None) -> FileData | None:
+    return FileData(path=value) if value else None
 
 
 def artifact_of(medium: str, value: object, label: str) -> Artifact:
@@ -84,9 +93,12 @@ def artifact_of(medium: str, value: object, label: str) -> Artifact:
 
 
 def value_of(artifact: Artifact) -> str:
-    """What a component shows of an artifact: a text, or a copy of it as a file of the page's own."""
+    """What a component shows of an artifact: a text, or a copy of it as a file of the page's own, in the page's cache.
+
+    Read again it is the same artifact: a clip that came from a file is that file.
+    """
     if isinstance(artifact, Text):
         return artifact.text
-    path = Path(tempfile.mkdtemp(prefix="synesthete-")) / f"{artifact.content_hash()[:16]}{artifact.suffixes[0]}"
-    artifact.save(path)
-    return str(path)
+    own = artifact.source if isinstance(artifact, Video) else None  # browsers show the formats that others are kept in
+    suffix, data = own or (artifact.kept_as, artifact.encode(artifact.kept_as))
+    return save_bytes_to_cache(data, f"{artifact.content_hash()[:16]}{suffix}", get_upload_folder())

@@ -1,4 +1,4 @@
-"""The page's HTML of a fit: how far it is, and how well an adapter decodes by how many pictures it was fitted on."""
+"""The page's HTML of a fit: how well an adapter decodes by how many pictures it was fitted on."""
 
 from __future__ import annotations
 
@@ -9,16 +9,6 @@ from app.adapters import Fitted
 
 WIDTH, HEIGHT = 600.0, 180.0
 WAYS = {"adapter": "Adapter", "ridge": "Ridge regression", "shuffled": "Adapter, pictures shuffled"}
-
-
-def underway(step: int, total: int, message: str) -> str:
-    percent = round(100 * step / total)
-    return (
-        f'<div class="underway"><p class="meter-text"><span>{escape(message)}</span></p>'
-        f'<div class="bar{"" if step else " unknown"}" role="progressbar" aria-label="Fit" aria-valuemin="0" '
-        f'aria-valuemax="100" aria-valuenow="{percent}" aria-valuetext="{escape(message)}, {percent} percent">'
-        f'<span style="width:{percent}%"></span></div></div>'
-    )
 
 
 def learning_curve(fitted: Fitted) -> str:

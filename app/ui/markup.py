@@ -6,6 +6,7 @@ import base64
 import io
 import re
 from collections.abc import Iterable, Iterator
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
@@ -13,6 +14,7 @@ from urllib.parse import quote
 from PIL import Image as PillowImage
 
 from app.library import Entry
+from app.names import name_of
 from app.studio import InternalError
 from app.ui.sounds import Waveform, player
 from models.errors import UserError
@@ -49,35 +51,51 @@ def header() -> str:
 
 
 def idle(medium: str) -> str:
-    made = {"image": "picture", "mesh": "object", "audio": "sound"}.get(medium, medium)
     rings = "".join(f'<circle cx="60" cy="60" r="{radius}"/>' for radius in (14, 26, 38, 50))
     return (
         f'<div class="stage idle"><svg viewBox="0 0 120 120" aria-hidden="true">{rings}</svg>'
-        f"<p>Your {escape(made)} will appear here.</p></div>"
+        f"<p>Your {escape(name_of(medium).noun)} will appear here.</p></div>"
     )
 
 
 def progress(event: Progress, seconds: float) -> str:
     """A progress bar with its message and ``seconds`` so far, under the preview if there is one."""
-    done = event.step / event.total if event.total else 0.0
-    percent = round(100 * min(max(done, 0.0), 1.0))
-    left = f" · about {seconds * (1 - done) / done:.0f} s left" if event.step > 1 and seconds > 2 and done < 1 else ""
-    count = f"{event.step} of {event.total}" if event.step else ""
-    picture = (
-        f'<img class="preview" alt="Preview" src="{data_uri(event.preview)}">'
-        if event.preview
-        else '<div class="preview waiting"></div>'
-    )
+    done = _share(event)
+    telling = event.step > 1 and seconds > 2 and 0 < done < 1
+    left = f" · about {seconds * (1 - done) / done:.0f} s left" if telling else ""
     return (
-        f'<div class="stage running"><div class="frame">{picture}</div>'
-        f'<div class="meter"><p class="meter-text"><span>{escape(event.message)}</span>'
-        f'<span class="numbers">{count}</span></p>'
-        f'<div class="bar{"" if event.step else " unknown"}" role="progressbar" aria-label="Progress" '
-        f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
-        f'aria-valuetext="{escape(event.message)}, {percent} percent">'
-        f'<span style="width:{percent}%"></span></div>'
+        f'<div class="stage running">{frame(event)}<div class="meter">{bar(event)}'
         f'<p class="numbers">{seconds:.1f} s{left}</p></div></div>'
     )
+
+
+def underway(event: Progress, above: str = "") -> str:
+    """The same without its stage, below ``above``."""
+    # Not told by a screen reader at every step; the bar can be asked.
+    return f'<div class="underway" aria-live="off">{above}{bar(event)}</div>'
+
+
+def bar(event: Progress) -> str:
+    """What is being done, and how far it is; the bar drifts as long as no step is done."""
+    percent, message = round(100 * _share(event)), escape(event.message)
+    count = f"{event.step} of {event.total}" if event.step else ""
+    return (
+        f'<p class="meter-text"><span>{message}</span><span class="numbers">{count}</span></p>'
+        f'<div class="bar{"" if event.step else " unknown"}" role="progressbar" aria-label="Progress" '
+        f'aria-valuemin="0" aria-valuemax="100" aria-valuenow="{percent}" '
+        f'aria-valuetext="{message}, {percent} percent"><span style="width:{percent}%"></span></div>'
+    )
+
+
+def _share(event: Progress) -> float:
+    return min(max(event.step / event.total, 0.0), 1.0) if event.total else 0.0
+
+
+def frame(event: Progress) -> str:
+    """The preview, or where it will be."""
+    if event.preview is None:
+        return '<div class="frame"><div class="preview waiting"></div></div>'
+    return f'<div class="frame"><img class="preview" alt="Preview" src="{data_uri(event.preview)}"></div>'
 
 
 def data_uri(image: Image) -> str:
@@ -96,11 +114,21 @@ def notice(sentence: str, hint: str = "", alert: bool = True) -> str:
 
 
 def explained(error: UserError | InternalError) -> str:
-    return notice(error.sentence, error.hint) if isinstance(error, UserError) else notice(str(error))
+    return notice(*_sentences(error))
+
+
+def in_a_line(error: UserError | InternalError) -> str:
+    """What is wrong, and what to do about it."""
+    sentence, hint = _sentences(error)
+    return f"<strong>{escape(sentence)}</strong> {escape(hint)}"
+
+
+def _sentences(error: UserError | InternalError) -> tuple[str, str]:
+    return (error.sentence, error.hint) if isinstance(error, UserError) else (str(error), "")
 
 
 WAITING = progress(Progress(0, 1, "Waiting for its turn"), 0.0)
-BUSY = notice("Too many requests are waiting already.", "Try again in a minute; what you typed is kept.")
+BUSY = notice("This was not begun.", "The message in the corner says why. What you typed is kept.")
 STOPPED = notice("Stopped.", "Everything is as you left it; press Generate to start again.", alert=False)
 
 
@@ -234,7 +262,7 @@ def _tile(entry: Entry, is_current: bool) -> str:
     else:
         picture = glyph_cover(entry)
     said = f". {entry.provenance.badge}" if entry.provenance.badge else ""
-    title, medium = escape(entry.title + said), escape(entry.medium + said)
+    title, medium = escape(entry.title + said), escape(name_of(entry.medium).noun + said)
     return (
         f'<li><button type="button" data-event="open" data-entry="{escape(entry.id)}" title="{title}" '
         f'aria-label="{escape(entry.title)}, {medium}" aria-current="{str(is_current).lower()}">'
@@ -252,17 +280,22 @@ def provenance(entry: Entry) -> str:
          f"{escape(model.precision)}")
         for model in recipe.models
     ]  # fmt: skip
-    rows += [("Made on", f"{entry.created:%-d %B %Y, %H:%M}"), ("Size", f"{entry.size_bytes / 1000:,.1f} kB")]
+    rows += [("Made on", moment(entry.created)), ("Size", f"{entry.size_bytes / 1000:,.1f} kB")]
     rows += [("Number in its run", str(recipe.index + 1)), ("Version", escape(recipe.version))]
     listed = "".join(f'<div><dt>{escape(term)}</dt><dd dir="auto">{text}</dd></div>' for term, text in rows)
     return f"<dl>{listed}</dl>"
 
 
 def _inputs(recipe: Provenance) -> list[tuple[str, str]]:
-    return [
-        (f"From {given['medium']}", escape(str(given.get("text") or given.get("hash", ""))[:2000]))
-        for given in recipe.inputs
-    ]
+    nouns = [name_of(str(given["medium"])).noun for given in recipe.inputs]
+    shown = [str(given.get("text") or given.get("hash", ""))[:2000] for given in recipe.inputs]
+    return [(f"From {escape(noun)}", escape(what)) for noun, what in zip(nouns, shown, strict=True)]
+
+
+def moment(when: datetime) -> str:
+    """By the clock of the machine that this runs on, and which one that is: "1 March 2026, 14:05 CET"."""
+    local = when.astimezone()
+    return f"{local.day} {local:%B %Y, %H:%M %Z}"
 
 
 def _words(name: str) -> str:

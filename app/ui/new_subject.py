@@ -5,35 +5,34 @@ The page decodes with it from then on, until the app ends.
 
 from __future__ import annotations
 
-import queue
-import shutil
 import tempfile
 import threading
 from collections.abc import Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from app.adapters import DECODER, MOST_MESSAGES, Fitted, fit_subject
+from app.adapters import DECODER, SEEING, Fitted, fit_subject
 from app.studio import InternalError, Studio, reporting
 from app.ui.ask_markup import complaint
-from app.ui.learning_curve import learning_curve, underway
+from app.ui.learning_curve import learning_curve
+from app.ui.markup import underway
 from app.ui.notices import LIGHT
 from app.ui.studio_tab import COMPUTE_LANE, PipelinePanel
 from models.errors import Cancelled, UserError
 from models.sources import Folder
 from models.spec import bytes_in_memory
-from pipelines.base import EXAMPLES
+from pipelines.base import EXAMPLES, Progress, Runtime
 from pipelines.fmri.picture_archives import unpack
 from pipelines.media import BrainScan, suffixes_of
 
 EXAMPLE = EXAMPLES / "new-subject"
 SUBJECT = "S8"
 UNSEEN = EXAMPLE / f"{SUBJECT}-cherries.npz"
-POLL_SECONDS = 0.2
+TITLE = "A new subject"
 Updates = dict[Any, Any]
 INTRODUCTION = (
     "Teach the decoder a brain that it does not know, from at least 50 scans and the pictures that were seen: betas "
@@ -49,7 +48,7 @@ class NewSubject:
     def __init__(self, studio: Studio, panel: PipelinePanel) -> None:
         self._studio, self._panel = studio, panel
         self._stopped = gr.State()  # the latest fit's event
-        with gr.Accordion("A new subject", open=False, elem_classes=["more", "new-subject"]):
+        with gr.Accordion(TITLE, open=False, elem_classes=["more", "new-subject"]):
             gr.HTML(f'<p class="summary">{INTRODUCTION}</p>', apply_default_css=False)
             with gr.Row():
                 self._scans = gr.File(
@@ -88,7 +87,7 @@ class NewSubject:
     def _run(self, scans: list[str] | None, pictures: str | None, name: str) -> Iterator[Updates]:
         stopped = threading.Event()
         yield {
-            self._outcome: underway(0, MOST_MESSAGES, "Reading the scans"),
+            self._outcome: underway(Progress(0, 1, "Reading the scans")),
             self._stopped: stopped,
             self._fit: gr.Button("Fitting…", interactive=False),
             self._stop: gr.Button(visible=True),
@@ -114,31 +113,21 @@ class NewSubject:
         if not scans or not pictures or not name:
             missing = "The scans are" if not scans else "The pictures are" if not pictures else "The name is"
             raise UserError(f"{missing} missing.", "A fit needs scans, what was seen, and whose they are.")
-        said: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        manager, target = self._studio.manager, self._studio.settings.output_folder / DECODER
+        runtime, fitted = Runtime(manager, stopped), list[Fitted]()
 
-        def say(message: str) -> None:
-            if stopped.is_set():
-                raise Cancelled
-            said.put(message)
+        def fit(tell: object) -> None:
+            with tempfile.TemporaryDirectory(prefix="synesthete-") as seen:
+                files, shown = [Path(scan) for scan in scans], unpack(Path(pictures), Path(seen))
+                fitted.append(fit_subject(manager, runtime, files, shown, name, target))
 
-        def work(seen: Path) -> Fitted:
-            try:
-                target = self._studio.settings.output_folder / DECODER
-                specs, files = self._studio.manager.specs, [Path(scan) for scan in scans]
-                return fit_subject(specs, files, unpack(Path(pictures), seen), name, target, say)
-            finally:
-                said.put(None)
-
-        with tempfile.TemporaryDirectory(prefix="synesthete-") as seen, ThreadPoolExecutor(1) as lane:
-            job = lane.submit(work, Path(seen))
-            try:
-                for step, message in enumerate(iter(said.get, None)):
-                    yield {self._outcome: underway(step, MOST_MESSAGES, message)}
-            finally:
-                stopped.set()
-            fitted = job.result()
-        self._take_up(fitted.folder)
-        return fitted
+        with closing(self._studio.in_lane(TITLE, SEEING, fit, runtime)) as events:
+            for event in events:
+                if isinstance(event, Progress):
+                    yield {self._outcome: underway(event)}
+        [done] = fitted
+        self._take_up(done.folder)
+        return done
 
     def _take_up(self, folder: Path) -> None:
         """Have the page's decoder come from ``folder``; what is loaded goes when nobody uses it any more."""
@@ -147,7 +136,4 @@ class NewSubject:
 
 
 def _example() -> tuple[list[str], str, str]:
-    """As files of the page's own, which it may show."""
-    folder = Path(tempfile.mkdtemp(prefix="synesthete-"))
-    scans, pictures = (shutil.copy(EXAMPLE / f"{SUBJECT}{end}", folder) for end in (".npz", "-pictures.zip"))
-    return [str(scans)], str(pictures), SUBJECT
+    return [str(EXAMPLE / f"{SUBJECT}.npz")], str(EXAMPLE / f"{SUBJECT}-pictures.zip"), SUBJECT

@@ -28,6 +28,7 @@ def view_route(studio: Studio) -> Route:
     def view(request: Request) -> Response:
         try:
             with reporting():
+                studio.library.get(request.path_params["id"])  # what was removed is not shown from memory
                 drawn = _drawn(studio.library, request.path_params["id"])
         except UserError as error:
             return PlainTextResponse(str(error), 404)

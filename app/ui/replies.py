@@ -5,18 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from app.controller.conversation import Exchange
-from app.ui.talk import NAMES, Piece, StepState, Turn
+from app.names import name_of
+from app.ui.talk import Piece, StepState, Turn
 from models.errors import UserError
 from pipelines.base import Registry
-
-PLURALS = {
-    "text": "texts",
-    "image": "pictures",
-    "audio": "sounds",
-    "video": "clips",
-    "mesh": "3-D objects",
-    "scan": "scans",
-}
 
 
 def reply(turn: Turn) -> str:
@@ -71,8 +63,8 @@ def _named(group: Sequence[Piece]) -> str:
     of = f" of {first.title}" if first.title and first.entry else f" {first.title}" if first.title else ""
     if len(group) == 1:
         edited = "edited " if _is_edited(first) else ""
-        return f"the {edited}{NAMES.get(first.medium, first.medium)}{of} (@{first.number})"
-    plural = PLURALS.get(first.medium, f"pieces of {first.medium}")
+        return f"the {edited}{name_of(first.medium).noun}{of} (@{first.number})"
+    plural = name_of(first.medium).plural
     numbers = f"@{first.number} to @{last.number}" if last.number - first.number == len(group) - 1 else _all(group)
     return f"{len(group)} {plural}{of} ({numbers})"
 
@@ -107,7 +99,7 @@ def about(duration: float) -> str:
 
 
 def _failure(failed: Sequence[StepState], something_made: bool) -> str:
-    media = list(dict.fromkeys(NAMES.get(state.step.output, state.step.output) for state in failed))
+    media = list(dict.fromkeys(name_of(state.step.output).noun for state in failed))
     missing = joined(f"the {name}" for name in media)
     return (
         f"But {missing} could not be made."

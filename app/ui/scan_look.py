@@ -50,7 +50,8 @@ def look_of(path: str | None, choices: Mapping[str, Any]) -> str:
             scan = artifact_of(BrainScan.medium, path, "Brain scan")
             if not isinstance(scan, BrainScan):
                 raise UserError(f"A brain scan is needed here, not {scan.medium}.", "Attach one.")
-            drawing = draw_scan(scan, **choices)
+            # A number that was wiped out is as if nothing had been chosen.
+            drawing = draw_scan(scan, **{name: value for name, value in choices.items() if value is not None})
     except (UserError, InternalError) as error:
         return complaint(error)
     return f'<img src="{data_uri(Image(drawing.pixels))}" alt="{escape(drawing.words)}">'

@@ -14,6 +14,7 @@ from app.controller.conversation import Conversation
 from app.controller.plan import ARTIFACT, STEP, TEXT, Plan, Step
 from app.controller.planner import Answer, Choice
 from app.library import Entry
+from app.names import name_of
 from app.studio import InternalError
 from app.ui.sounds import Waveform
 from models.errors import UserError
@@ -121,20 +122,21 @@ class Turn:
 
 @dataclass
 class Talk:
-    """``pieces``: by number; ``todo``: the turn that is going to run; ``cancelled``: set to stop the one that runs;
-    ``notice``: what the person should know of all of it.
+    """``pieces``: by number; ``claimed``: whether a request is being answered; ``todo``: the turn that is going to
+    run; ``cancelled``: set to stop the one that runs; ``notice``: what the person should know of all of it.
     """
 
     conversation: Conversation = field(default_factory=Conversation)
     turns: list[Turn] = field(default_factory=list)
     pieces: dict[int, Piece] = field(default_factory=dict)
+    claimed: bool = False
     todo: Turn | None = None
     cancelled: threading.Event | None = None
     notice: str = ""
 
     @property
     def busy(self) -> bool:
-        return self.todo is not None or self.cancelled is not None
+        return self.claimed or self.todo is not None or self.cancelled is not None
 
     def add(self, prompt: str, brought: list[Piece] | None = None) -> Turn:
         """A new turn, at the end."""
@@ -197,8 +199,5 @@ def described(reference: str, turn: Turn, pieces: dict[int, Piece]) -> str:
         return f"{piece.title} ({reference})"
     for number, state in enumerate(turn.steps, 1):
         if reference == STEP + state.step.id:
-            return f"the {NAMES.get(state.step.output, state.step.output)} of step {number}"
+            return f"the {name_of(state.step.output).noun} of step {number}"
     return reference
-
-
-NAMES = {"text": "text", "image": "picture", "audio": "sound", "video": "clip", "mesh": "3-D object", "scan": "scan"}

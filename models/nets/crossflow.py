@@ -26,7 +26,7 @@ from models.nets.attention import attention
 from models.nets.variational_encoder import TextVariationalEncoder
 from models.packing import pack_int8, unpack_int8
 
-FAINT = 0.7  # of a picture's latents: what the mean of the lite model's source latents was trained to be
+FAINT = 0.7  # of a picture's latents: what our recipe trains the mean of the source latents to be
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,11 @@ class StageConfig:
 
 @dataclass(frozen=True)
 class CrossFlowConfig:
-    """``compressed_width``: width that wide (T5) token states are first reduced to, ``None`` to keep them."""
+    """``compressed_width``: width that wide (T5) token states are first reduced to, ``None`` to keep them.
+
+    ``faint``: what the mean of the source latents is of the picture's latents; ``None`` where, as in the released
+    checkpoints, nothing in the training made them alike.
+    """
 
     latent_channels: int
     latent_size: int
@@ -55,6 +59,7 @@ class CrossFlowConfig:
     encoder_heads: int
     encoder_head: Literal["linear", "adaptor"]
     stages: tuple[StageConfig, ...]
+    faint: float | None = FAINT
 
     @property
     def latent_elements(self) -> int:
@@ -315,6 +320,7 @@ def published_config(pixels: Literal[256, 512], text: Literal["clip", "t5"]) -> 
         encoder_heads=8,
         encoder_head="linear" if pixels == 256 else "adaptor",
         stages=stages,
+        faint=None,
     )
 
 

@@ -20,9 +20,7 @@ from torch import Tensor
 from models.errors import UserError
 from pipelines.base import (
     EXAMPLES,
-    VERSION,
     Event,
-    Lender,
     Params,
     Pipeline,
     Produced,
@@ -30,8 +28,9 @@ from pipelines.base import (
     Route,
     Runtime,
     precision,
+    provenance,
 )
-from pipelines.media import Artifact, Audio, Image, Provenance, Text, Video
+from pipelines.media import Artifact, Audio, Image, Text, Video
 from pipelines.spaces import is_heard, picture_vector, sound_vector
 
 if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere listing need not spend
@@ -74,20 +73,9 @@ class Describe(Pipeline):
                 heard = hear.describe(sound) if hear and sound else None
                 yield Progress(number + 1, len(given), "Putting it into words")
                 keys = (*(see.keys if see and sight else ()), *(hear.keys if hear and sound else ()))
-                made_by = self._provenance(item[0], params, runtime.models, keys)
+                # Of the models that described it alone: the others may be large, and need not even be there.
+                made_by = provenance(self, item, params, runtime.models, models=keys)
                 yield Produced(Text(in_words(seen, heard), provenance=made_by))
-
-    def _provenance(self, given: Artifact, params: Params, lender: Lender, keys: Sequence[str]) -> Provenance:
-        """Of the models that described ``given`` alone: the others may be large, and need not even be there."""
-        return Provenance(
-            pipeline=self.name,
-            inputs=({"medium": given.medium, "hash": given.content_hash()},),
-            params=params.model_dump(mode="json", exclude={"seed"}),
-            seed=params.seed,
-            parents=(given.content_hash(),),
-            models=tuple(lender.record(key) for key in keys),
-            version=VERSION,
-        )
 
 
 # --------------------------------------------------------------------------------------------------------------- words

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 import zipfile
 import zlib
 from pathlib import Path
 
 from models.errors import UserError
-from pipelines.media import suffixes_of
+from pipelines.fmri.picture_files import PICTURES, picture_files
 
-PICTURES = suffixes_of("image")
 TABLE = ".csv"
 MOST_FILES, MOST_BYTES = 20_000, 2**30  # of an archive, unpacked
 _BESIDE = re.compile(r"(?:^|/)(?:\.(?!\.)|__MACOSX/|Thumbs\.db$)")  # what systems put in unasked
@@ -20,7 +20,8 @@ def unpack(archive: Path, folder: Path) -> Path:
     """Its pictures, whatever folders they are in there, into the empty ``folder``; returns the table, if there is one
     among them, or the folder.
 
-    Raises :class:`UserError` for what is no zip archive of pictures, or a suspicious one.
+    Raises :class:`UserError` for what is no zip archive of pictures, or a suspicious one, also where its table names
+    a file that is not in it.
     """
     try:
         with zipfile.ZipFile(archive) as opened:
@@ -34,7 +35,20 @@ def unpack(archive: Path, folder: Path) -> Path:
     tables = [folder / name for name in members if name.lower().endswith(TABLE)]
     if len(tables) > 1:
         raise UserError(f"There are {len(tables)} tables in the archive.", "Put in one, or none.")
+    for table in tables:
+        _check_names(table)
     return tables[0] if tables else folder
+
+
+def _check_names(table: Path) -> None:
+    """An archive is anybody's: its table may name nothing on this machine but what came with it."""
+    folder = os.path.abspath(table.parent)
+    for _, path in picture_files(table):
+        if not Path(os.path.abspath(path)).is_relative_to(folder):  # no links are unpacked
+            raise UserError(
+                f"The table in the archive names a file outside of it ({path.name[:40]!r}).",
+                "Name the pictures that are in the archive.",
+            )
 
 
 def _chosen(opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
@@ -52,6 +66,8 @@ def _chosen(opened: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
             )
         if info.flag_bits & 1:
             raise UserError("The archive is locked with a password.", "Pack it without.")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise UserError("The archive is packed in a way that is not read.", "Pack it as a plain zip.")
         name = Path(info.filename).name
         if not name.lower().endswith((*PICTURES, TABLE)):
             continue

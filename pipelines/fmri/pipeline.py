@@ -2,8 +2,9 @@
 
 STTM's two parts (arXiv 2403.06361): a semantic vector, and how the picture looks from afar. The vector becomes words:
 the concept whose pictures are nearest to it; the words' source latents are moved towards the coarse look, and CrossFlow
-flows on from there to a picture: it was trained on sources that are faint copies of pictures. Decoded features guide
-the picture; it is not what a person saw.
+flows on from there to a picture. So it is with our own CrossFlow, which was trained on sources that are faint copies of
+pictures; those of the published one are like no picture, and it paints the words alone. Decoded features guide the
+picture; it is not what a person saw.
 
 The brains that the decoder knows are simulated, but for those of adapters that somebody fitted (``adapting``). Of the
 one that was measured (Haxby et al. 2001) it is decoded which of eight kinds of thing was looked at, and the picture is
@@ -29,7 +30,6 @@ from torch.nn import functional as F
 from models.errors import UserError
 from models.nets.brain_subjects import SubjectDecoder
 from models.nets.category_decoder import SUBJECT as MEASURED_SUBJECT
-from models.nets.crossflow import FAINT
 from pipelines.base import (
     EXAMPLES,
     Event,
@@ -85,7 +85,8 @@ class FMRIParams(SamplingParams):
         0.5,
         ge=0,
         le=1,
-        description="How much of the decoded look to start from; 0 takes the decoded words alone.",
+        description="How much of the decoded look to start from; 0 takes the decoded words alone, as the full profile "
+        "always does: its painter cannot start from a look.",
     )
     shuffled: bool = Field(False, description="Shuffle the voxels first, to see what comes of a scan of nothing.")
     subject: str = Field("", max_length=40, description="Whose brain; by the number of voxels if empty.")
@@ -135,9 +136,9 @@ class FMRI(Pipeline):
                     painting = painted(reading, params, Painter.lease(waiting, stack))
                     pictures = yield from _seen_before(activity, painting)
             for index, pixels in enumerate(pictures):
-                made_by = provenance(self, item, params, runtime.models, index)
-                yield Produced(Image(pixels, provenance=made_by.model_copy(update={"badge": badge})))
-            made_by = provenance(self, item, params, runtime.models, len(pictures))
+                made_by = provenance(self, item, params, runtime.models, index, badge=badge)
+                yield Produced(Image(pixels, provenance=made_by))
+            made_by = provenance(self, item, params, runtime.models, len(pictures), badge=badge)
             yield Produced(Text(words, provenance=made_by))
 
 
@@ -170,8 +171,8 @@ def _seen_before(
 @dataclass(frozen=True)
 class Reading:
     """``sentence``: what was decoded, for the painter; ``semantic`` (D,): where that lies among pictures, if more than
-    a category was decoded; ``look``: latents (1, C, H, W), of any size, that a picture like it may start from, if that
-    was decoded; ``words``: all that is to be said of it; ``badge``: what kind of data it is of."""
+    a category was decoded; ``look``: a picture's latents (1, C, H, W), of any size, if they were decoded; ``words``:
+    all that is to be said of it; ``badge``: what kind of data it is of."""
 
     sentence: str
     semantic: Tensor | None
@@ -187,23 +188,19 @@ def decoded(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
 
 def painted(reading: Reading, params: FMRIParams, painter: Painter) -> Generator[Progress, None, np.ndarray]:
     """Yields progress; returns pictures (num_images, H, W, 3) uint8. Raises :class:`UserError` for another look than
-    the painter's."""
+    the painter's, if it can start from one."""
     mean, log_variance, _ = painter.encode(reading.sentence, params.style)
-    if reading.look is not None:
+    faint = painter.flow.config.faint
+    if reading.look is not None and faint is not None:
         if reading.look.shape[1] != mean.shape[1]:
             raise UserError(
                 "The brain decoder and the painter do not mean the same by latents.", "Take both from one profile."
             )
-        look = F.interpolate(reading.look, mean.shape[2:], mode="bilinear")
+        look = faint * F.interpolate(reading.look, mean.shape[2:], mode="bilinear")
         mean = torch.lerp(mean, look.to(mean), params.strength)
     source = painter.drawn(mean, log_variance, params.seeds(params.num_images))
     note = f"Painting {reading.sentence}"
     return (yield from painter.paint(source, params.num_inference_steps, params.guidance_scale, note))
-
-
-def look_of(low_level: Tensor) -> Tensor:
-    """Decoded latents (1, C, H, W) as faint as the sources that the painter was trained on."""
-    return FAINT * low_level
 
 
 def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
@@ -223,7 +220,7 @@ def read(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> Reading:
         f"{_whose(scan, params, subject)}; nearer to a concept than {_than_shuffled(share)}.",
         *notes,
     ]
-    return Reading(concepts[0].sentence, found.semantic[0], look_of(found.low_level), "\n".join(lines), " ".join(notes))
+    return Reading(concepts[0].sentence, found.semantic[0], found.low_level, "\n".join(lines), " ".join(notes))
 
 
 def looked_up(scan: BrainScan, params: FMRIParams, runtime: Runtime) -> tuple[np.ndarray, str, str]:

@@ -100,8 +100,10 @@ def _check_glb(data: bytes) -> None:
     if len(data) < length:
         raise ValueError(f"the file promises {length} bytes and has {len(data)}")
     header = json.loads(data[20 : 20 + header_length])
-    elements = sum(accessor["count"] for accessor in header.get("accessors", []))
-    if elements > MAX_ELEMENTS or len(header.get("nodes", [])) > MAX_NODES:
+    counts = [accessor["count"] for accessor in header.get("accessors", [])]
+    if not all(count >= 0 for count in counts):  # NaN is none
+        raise ValueError("the file promises less than nothing")
+    if sum(counts) > MAX_ELEMENTS or len(header.get("nodes", [])) > MAX_NODES:
         raise _too_large()
     if _COMPRESSIONS.intersection(header.get("extensionsRequired", [])):
         raise UserError("The 3-D object is compressed in a way that is not supported.", "Export it uncompressed.")

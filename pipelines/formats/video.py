@@ -34,16 +34,15 @@ def encode_video(frames: np.ndarray, frame_rate: float, sound: Sound | None, not
     with av.open(file, "w", format="mp4", container_options=options) as container:
         if note:
             container.metadata["comment"] = note
-        frames = _even(frames)
         picture: Any = container.add_stream("libx264", rate=Fraction(frame_rate).limit_denominator(10_000))
-        picture.height, picture.width = frames.shape[1:3]
+        picture.height, picture.width = _even(frames[0]).shape[:2]
         picture.pix_fmt = "yuv420p"
         picture.options = {"crf": "18", "preset": "medium"}
         picture.thread_count = 1
         picture.codec_context.flags |= av.codec.context.Flags.bitexact
         track: Any = _add_sound(container, sound)
         for frame in frames:
-            container.mux(picture.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            container.mux(picture.encode(av.VideoFrame.from_ndarray(_even(frame), format="rgb24")))
         container.mux(picture.encode())
         if sound is not None:
             for block in _sound_blocks(*sound):
@@ -102,10 +101,10 @@ def _shown(container: InputContainer, starts: np.ndarray) -> Iterator[tuple[floa
         yield (frame.time if is_timed and frame.time is not None else float(start)), frame
 
 
-def _even(frames: np.ndarray) -> np.ndarray:
+def _even(frame: np.ndarray) -> np.ndarray:
     """H.264 halves the colours' resolution, so it needs even sizes: the last row or column is repeated."""
-    height, width = frames.shape[1:3]
-    return np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+    rows, columns = frame.shape[0] % 2, frame.shape[1] % 2
+    return np.pad(frame, ((0, rows), (0, columns), (0, 0)), mode="edge") if rows or columns else frame
 
 
 def _add_sound(container: Any, sound: Sound | None) -> Any:

@@ -133,10 +133,10 @@ class NeuroPictorPipeline(Pipeline):
                 badge = badge_of(scan, params, model.learnt_from)
             words = self.words(scan, params, activity, runtime)
             for index, pixels in enumerate(pictures):
-                made_by = provenance(self, item, params, runtime.models, index)
-                yield Produced(Image(pixels, provenance=made_by.model_copy(update={"badge": badge})))
+                made_by = provenance(self, item, params, runtime.models, index, badge=badge)
+                yield Produced(Image(pixels, provenance=made_by))
             if words:
-                made_by = provenance(self, item, params, runtime.models, len(pictures))
+                made_by = provenance(self, item, params, runtime.models, len(pictures), badge=badge)
                 yield Produced(Text(f"{words}\n{badge}", provenance=made_by))
 
 

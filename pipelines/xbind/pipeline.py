@@ -196,9 +196,8 @@ class XBind(Pipeline):
 
         def produced(number: int, item: Mesh, made_with: XBindParams = params) -> Produced:
             which, index = divmod(number, params.num_shapes)
-            made_by = provenance(self, inputs[which], made_with, runtime.models, index)
-            if badge := wanted[number].meaning.badge:
-                made_by = made_by.model_copy(update={"badge": badge})
+            badge = wanted[number].meaning.badge
+            made_by = provenance(self, inputs[which], made_with, runtime.models, index, badge=badge)
             return Produced(item.with_provenance(made_by))
 
         with ExitStack() as stack:

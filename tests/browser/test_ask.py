@@ -11,7 +11,7 @@ import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import Image as PillowImage
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from pipelines.media import load_artifact
 from tests.browser.servers import Server
@@ -73,6 +73,19 @@ def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
     PillowImage.fromarray(np.full((32, 32, 3), (200, 80, 40), np.uint8)).save(path)
     return path
+
+
+def test_that_a_request_is_being_read_is_shown_until_it_is_answered(page: Page, tiny_server: Server) -> None:
+    open_ask(page, tiny_server)
+    held: list[Route] = []
+    page.route("**/run/predict*", lambda route: route.continue_() if held else held.append(route))
+    say(page, "a green bird")
+    expect(page.get_by_text("Reading your request")).to_be_visible()
+    expect(box(page)).to_have_value("a green bird")
+    expect(turn(page, 1)).to_have_count(0)
+    held[0].continue_()
+    expect(picture(page, 1)).to_be_visible()
+    expect(page.get_by_text("Reading your request")).to_have_count(0)
 
 
 def test_from_words_to_a_picture_and_on_from_there(page: Page, tiny_server: Server, tmp_path: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_new_subject_is_fitted_and_decoded_on_the_page(page: Page, server: Ser
     page.get_by_role("button", name=f"{SUBJECT}: 150 simulated pairs").click()
     expect(page.get_by_label("Name of the new subject")).to_have_value(SUBJECT)
     page.get_by_role("button", name="Fit", exact=True).click()
-    expect(page.get_by_role("progressbar", name="Fit")).to_be_visible()
+    expect(page.get_by_role("progressbar", name="Progress")).to_be_visible()
     fitted = page.locator(".fitted")
     expect(fitted).to_contain_text(f"{SUBJECT} is known now", timeout=FIT_MS)
     shares = [

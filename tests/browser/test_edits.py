@@ -39,7 +39,7 @@ def test_a_picture_is_edited_and_the_edit_remixed(
 
     page.reload()
     tab(page, "Gallery")
-    page.get_by_role("button", name="Invert a picture, image").click()
+    page.get_by_role("button", name="Invert a picture, picture").click()
     stage(page).get_by_role("button", name="Remix").click()
     expect(filled).to_have_count(1)
     generate(page)

@@ -34,6 +34,6 @@ def test_a_remix_fills_a_panel_that_is_there_and_one_that_is_not(page: Page, tin
         expect(prompt(page)).to_have_value("a second one")
     page.reload()
     tab(page, "Gallery")
-    page.get_by_role("button", name="a second one, image").first.click()
+    page.get_by_role("button", name="a second one, picture").first.click()
     stage(page).get_by_role("button", name="Remix").click()
     expect(prompt(page)).to_have_value("a second one")

@@ -50,7 +50,7 @@ def test_a_sound_plays_is_searched_and_looped_by_the_keyboard(
     page: Page, tiny_server: Server, gallery: Library
 ) -> None:
     gallery.add(tone().with_provenance(made(pipeline="tiny-hum")), "a rising tone")
-    player = open_in_gallery(page, tiny_server, "a rising tone, audio")
+    player = open_in_gallery(page, tiny_server, "a rising tone, sound")
     audio, position = player.locator("audio"), player.get_by_role("slider", name="Position")
     expect(player).to_have_attribute("aria-label", "a rising tone")
     expect(audio).to_have_js_property("duration", SECONDS)
@@ -92,7 +92,7 @@ def test_a_sound_plays_is_searched_and_looped_by_the_keyboard(
 
 def test_the_waveform_is_the_sound_s(page: Page, tiny_server: Server, gallery: Library) -> None:
     gallery.add(tone().with_provenance(made(pipeline="tiny-hum")), "another rising tone")
-    player = open_in_gallery(page, tiny_server, "another rising tone, audio")
+    player = open_in_gallery(page, tiny_server, "another rising tone, sound")
     heights = player.locator(".all path").evaluate("path => path.getAttribute('d').match(/v[0-9.]+/g)")
     sizes = [float(height[1:]) for height in heights]
     assert len(sizes) == 160 and sizes == sorted(sizes) and sizes[0] <= 2 and sizes[-1] == 80
@@ -100,7 +100,7 @@ def test_the_waveform_is_the_sound_s(page: Page, tiny_server: Server, gallery: L
 
 def test_a_sound_comes_in_three_formats(page: Page, tiny_server: Server, gallery: Library, tmp_path: Path) -> None:
     entry = gallery.add(tone().with_provenance(made(pipeline="tiny-hum")), "a tone to take home")
-    open_in_gallery(page, tiny_server, "a tone to take home, audio")
+    open_in_gallery(page, tiny_server, "a tone to take home, sound")
     for known_as, tolerance in (("WAV", 0.0), ("FLAC", 0.0), ("OGG", 0.05)):
         with page.expect_download() as caught:
             stage(page).get_by_role("link", name=f"Download as {known_as}").click()
@@ -124,7 +124,7 @@ def test_a_variation_has_the_same_words_and_another_seed(page: Page, tiny_server
     seed = page.get_by_label("Seed", exact=True).filter(visible=True).input_value()
     page.reload()
     tab(page, "Gallery")
-    page.get_by_role("button", name="a bee → a wasp, audio").first.click()
+    page.get_by_role("button", name="a bee → a wasp, sound").first.click()
     stage(page).get_by_role("button", name="Variation").click()
     expect(page.get_by_label("Second prompt")).to_have_value("a wasp")
     fresh = page.get_by_label("Seed", exact=True).filter(visible=True)
@@ -160,10 +160,10 @@ def test_what_a_person_does_to_a_player_outlasts_what_comes_after(page: Page, ti
 def test_one_after_another_is_opened_and_only_one_plays(page: Page, tiny_server: Server, gallery: Library) -> None:
     for title, seconds in (("a first tone", 4.0), ("a second tone", 3.0)):
         gallery.add(tone(seconds).with_provenance(made(pipeline="tiny-hum")), title)
-    player = open_in_gallery(page, tiny_server, "a first tone, audio")
+    player = open_in_gallery(page, tiny_server, "a first tone, sound")
     player.get_by_role("button", name="Play").click()
     page.wait_for_function("() => document.querySelector('.opened audio').currentTime > 0.1")
-    page.get_by_role("button", name="a second tone, audio").click()
+    page.get_by_role("button", name="a second tone, sound").click()
     expect(player).to_have_attribute("aria-label", "a second tone")
     expect(player.get_by_role("button", name="Play")).to_be_visible()
     expect(player.locator(".time")).to_have_text("0:00 / 0:03")
@@ -181,7 +181,7 @@ def test_one_after_another_is_opened_and_only_one_plays(page: Page, tiny_server:
 def test_a_clip_plays_with_its_sound(page: Page, tiny_server: Server, gallery: Library) -> None:
     frames = np.repeat(np.linspace(0, 250, 24).astype(np.uint8), 64 * 64 * 3).reshape(24, 64, 64, 3)
     gallery.add(Video(frames, 12.0, tone(2.0), provenance=made(pipeline="tiny-hum")), "a clip with a tone")
-    open_in_gallery(page, tiny_server, "a clip with a tone, video")
+    open_in_gallery(page, tiny_server, "a clip with a tone, clip")
     clip = stage(page).locator("video")
     clip.evaluate("clip => { clip.muted = false; clip.volume = 1; clip.currentTime = 0; return clip.play(); }")
     page.wait_for_function("() => document.querySelector('.opened video').webkitAudioDecodedByteCount > 0")

@@ -27,7 +27,7 @@ from pipelines.formats.scans.roles import lone_mask, looks_like_mask, unknown_su
 from pipelines.formats.scans.sniff import inspect
 from pipelines.formats.scans.volumes import COMMENT
 
-_MAX_AXIS = 32_767
+MAX_AXIS = 32_767
 
 
 class Decoded(NamedTuple):
@@ -52,8 +52,8 @@ def encode_scan(values: np.ndarray, label: dict[str, str | None], suffix: str, a
         arrays: dict[str, Any] = {"values": values, "label": text}
         np.savez_compressed(file, **arrays if affine is None else {**arrays, "affine": affine})
         return file.getvalue()
-    if max(values.shape) > _MAX_AXIS:
-        raise UserError(f"A NIfTI file has at most {_MAX_AXIS} values along an axis.", "Save the scan as .npz.")
+    if max(values.shape) > MAX_AXIS:
+        raise UserError(f"A NIfTI file has at most {MAX_AXIS} values along an axis.", "Save the scan as .npz.")
     scan = nibabel.Nifti1Image(values, np.eye(4) if affine is None else affine)
     scan.header.extensions.append(nibabel.nifti1.Nifti1Extension(COMMENT, text.encode()))
     data = scan.to_bytes()
