@@ -145,7 +145,7 @@ def test_a_plan_over_what_is_gone_comes_back_as_words_and_what_is_left(host: Hos
         path.unlink()
     [turn] = restored(kept(talk), host).turns
     assert turn.plan is None and [piece.number for piece in turn.shown] == [2]
-    assert turn.sentence == "What is left of it: the sound (@2)." and turn.brought == []
+    assert turn.sentence == "What is left of it: the sound of photo.png (@2)." and turn.brought == []
 
 
 @pytest.mark.parametrize("costly", [False, True])

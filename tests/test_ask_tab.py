@@ -99,7 +99,7 @@ def test_a_file_without_words_gets_a_question_whose_buttons_are_about_it(host: H
     assert asked.stage == "said" and asked.sentence.endswith("?") and [p.number for p in asked.brought] == [1]
     host.choose(talk, asked.number, [choice.label for choice in asked.choices].index("Make a sound of it"))
     turn = finish(host, talk)
-    assert turn.steps[0].step.inputs == ("@1",) and reply(turn).startswith("Here is the sound (@2)")
+    assert turn.steps[0].step.inputs == ("@1",) and reply(turn).startswith("Here is the sound of <b>photo<b>.png (@2)")
     assert len(talk.conversation.items) == 2
 
 
@@ -119,6 +119,17 @@ def test_two_that_fit_are_shown_to_choose_from(host: Host) -> None:
     assert re.search(r'data-event="choose"[^>]*><img src="gradio_api', page_of(host, talk))
     host.choose(talk, asked.number, [choice.prompt for choice in asked.choices].index("@1"))
     assert talk.turns[-1].shown == talk.turns[0].pieces and talk.conversation.focus[0] == 1
+
+
+def test_a_variation_of_an_earlier_piece_is_made_in_the_talk(host: Host) -> None:
+    talk = Talk()
+    first = ask(host, talk, "a red apple").pieces[0]
+    ask(host, talk, "a blue bird")
+    assert first.entry is not None
+    host.vary(talk, first.entry.id)
+    made = finish(host, talk).pieces[0].entry
+    assert made is not None and made.title == "a red apple" and made.content_hash != first.entry.content_hash
+    assert talk.turns[-1].prompt == "another one"
 
 
 def test_a_failed_step_is_said_and_tried_again_without_making_anything_twice(host: Host, tmp_path: Path) -> None:
@@ -198,7 +209,7 @@ def test_a_costly_plan_waits_to_be_agreed_to(host: Host) -> None:
     host.take(talk, "a red apple", [])
     assert talk.turns[0].stage == "proposed" and not talk.busy and list(host.run(talk)) == []
     page = page_of(host, talk)
-    assert 'data-event="go"' in page and "about 1 min 5 s" in page
+    assert 'data-event="go"' in page and "about 1 min 20 s" in page
     assert finish(host, talk).stage == "ended"
 
 

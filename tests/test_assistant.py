@@ -96,6 +96,17 @@ def test_attachments_can_be_spoken_of_later(assistant: Assistant) -> None:
     assert again.cached and again.result.entry.id == hum.result.entry.id
 
 
+def test_what_comes_of_a_file_is_named_after_it(assistant: Assistant) -> None:
+    talk = Conversation()
+    photo = Image(np.full((8, 8, 3), 90, np.uint8))
+    answer = assistant.answer(talk, "give this photo a sound", [photo])
+    assert answer.plan is not None
+    [hum] = [event for event in assistant.run(talk, answer.plan, [photo], ["dog.png"]) if isinstance(event, Done)]
+    assert hum.result.entry.title == "dog.png" == talk.items[1].title
+    _, (again,) = do(assistant, talk, "make a sound from the first one")
+    assert again.result.entry.title == "dog.png"
+
+
 def test_undo_takes_the_newest_out_of_focus(assistant: Assistant) -> None:
     talk = Conversation()
     do(assistant, talk, "draw a red apple")
@@ -106,6 +117,12 @@ def test_undo_takes_the_newest_out_of_focus(assistant: Assistant) -> None:
     assert current is not None and current.number == 1 and len(talk.items) == 2
     _, (hum,) = do(assistant, talk, "give it a sound")
     assert hum.step.inputs == ("@1",)
+
+
+def test_what_can_be_done_is_said_without_a_model(assistant: Assistant) -> None:
+    answer = assistant.answer(Conversation(), "what can you do?")
+    said = "".join(assistant.reply(Conversation(), "what can you do?"))
+    assert answer.act == "chat" and all(pipeline.title in said for pipeline in assistant.studio.registry)
 
 
 def test_without_a_language_model_it_says_so(assistant: Assistant) -> None:

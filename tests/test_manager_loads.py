@@ -195,13 +195,15 @@ def test_a_model_that_may_be_smaller_than_thought_is_weighed_before_it_is_refuse
         return torch.nn.Linear(256, 256)
 
     spec = spec_of("a", tmp_path, expected=4 * (256 * 256 + 256), load=build)
-    halves: dict[str, dict[str, Precision]] = {"precisions": {"a": "bfloat16"}}
+    halves: dict[str, Precision] = {"a": "bfloat16"}
     weight = 2 * 256 * 256 + 4 * 256  # between the thought 0.6 of float32 and its half
-    fits = manager_of(35, spec, **halves)
+    fits = manager_of(35, spec, precisions=halves)
     assert bytes_at(spec.bytes, "bfloat16") > fits.budget_bytes > weight
     use(fits, "a")
     assert fits.used_bytes == weight
-    tight, hopeless = (ModelManager({"a": spec}, CPU, budget, **halves) for budget in (weight - 1, spec.bytes // 2 - 1))
+    tight, hopeless = (
+        ModelManager({"a": spec}, CPU, budget, precisions=halves) for budget in (weight - 1, spec.bytes // 2 - 1)
+    )
     for manager, times in ((tight, 2), (hopeless, 2)):
         with pytest.raises(UserError, match="'a'"):
             use(manager, "a")

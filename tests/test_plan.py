@@ -142,7 +142,7 @@ def test_equal_steps_are_made_once() -> None:
 
 def test_several_inputs_go_to_the_pipeline_that_takes_them_together() -> None:
     assert wiring(compiled(Goal("video", ("text:a sun", "text:a moon")))) == [("morph", ("text:a sun", "text:a moon"))]
-    with pytest.raises(NoRouteError, match=r"makes video from text \+ image"):
+    with pytest.raises(NoRouteError, match="makes clips from text and a picture"):
         compiled(Goal("video", ("text:a sun", "upload:1")))
 
 
@@ -156,13 +156,13 @@ def test_an_edit_is_no_way_but_can_be_asked_for() -> None:
 def test_what_cannot_be_made_is_left_out_with_what_hangs_on_it_and_said() -> None:
     plan = compiled(Goal("video", ("upload:1",), kept=False), Goal("audio", ("goal:1",)), Goal("mesh", (APPLE,)))
     assert wiring(plan) == [("sculpt", (APPLE,))]
-    assert plan.outputs == ("$s1",) and len(plan.warnings) == 1 and "video from image" in plan.warnings[0]
+    assert plan.outputs == ("$s1",) and len(plan.warnings) == 1 and "clips from a picture" in plan.warnings[0]
 
 
 def test_nothing_is_made_for_a_goal_that_came_to_nothing() -> None:
     plan = compiled(Goal("image", (APPLE,), kept=False), Goal("video", ("goal:1",)), Goal("mesh", ("upload:1",)))
     assert wiring(plan) == [("sculpt", ("upload:1",))]
-    with pytest.raises(NoRouteError, match="makes video from image"):
+    with pytest.raises(NoRouteError, match="makes clips from a picture"):
         compiled(Goal("image", (APPLE,), kept=False), Goal("video", ("goal:1",)))
 
 
@@ -170,7 +170,7 @@ def test_a_refusal_says_what_can_be_made_instead() -> None:
     with pytest.raises(NoRouteError) as caught:
         compiled(Goal("hologram", ("@1",)))
     assert caught.value.wanted == "hologram" and caught.value.nearest == {"mesh"} == reachable("audio", REGISTRY)
-    assert "mesh" in caught.value.hint
+    assert "3-D objects" in caught.value.hint
     assert reachable("scan", REGISTRY) == {"image", "audio", "mesh", "text"}
 
 

@@ -13,13 +13,16 @@ from itertools import count
 
 from pydantic import JsonValue, ValidationError
 
-from app.controller.plan import MAX_STEPS, STEP, Plan, PlanError, Step, check, medium_of, unreadable
+from app.controller.details import SETTINGS, called
+from app.controller.plan import MAX_STEPS, STEP, TEXT, Plan, PlanError, Step, check, medium_of, unreadable
+from app.names import name_of
 from models.errors import UserError
 from pipelines.base import Pipeline, Registry
 
 GOAL = "goal:"
 # Seconds that one more lossy hop is worth: a picture of a sound of a picture is not that picture.
 HOP_PENALTY = 10.0
+MAX_WORDS_LENGTH = 300  # characters that makers are told
 
 Seconds = Callable[[Pipeline], float]
 
@@ -45,8 +48,13 @@ class NoRouteError(PlanError):
     def __init__(self, wanted: str, given: Sequence[str], registry: Registry) -> None:
         self.wanted, self.given = wanted, tuple(given)
         self.nearest = reachable(given[0], registry) if len(given) == 1 else set()
-        can = f"From {given[0]} it can make: {', '.join(sorted(self.nearest))}." if self.nearest else ""
-        super().__init__(f"Nothing installed here makes {wanted[:40]} from {' + '.join(given)} yet.", can)
+        if (wanted, *given) == ("text", "text"):
+            super().__init__("No step here makes words from words.", "Ask for them alone, and they are answered.")
+            return
+        nouns = " and ".join(name_of(m).noun if m == "text" else name_of(m).wish for m in given)
+        made = ", ".join(name_of(medium).plural for medium in sorted(self.nearest - set(given)))
+        can = f"From {nouns} it can make: {made}." if made else ""
+        super().__init__(f"Nothing installed here makes {name_of(wanted[:40]).plural} from {nouns} yet.", can)
 
 
 def compile_plan(
@@ -64,9 +72,10 @@ def compile_plan(
     steps: dict[str, Step] = {}
     results: list[str | None] = []  # of each goal, in order
     problems: list[NoRouteError] = []
+    notes: list[str] = []
     media = dict(available)
     for goal in goals:
-        resolved = [_resolved(source, results) for source in goal.sources]
+        resolved = [_resolved(_cut(source, notes), results) for source in goal.sources]
         sources = tuple(source for source in resolved if source is not None)
         if len(sources) < len(resolved):
             results.append(None)
@@ -75,33 +84,40 @@ def compile_plan(
             path = _path(goal, [_known_medium(source, media) for source in sources], registry, seconds)
         except NoRouteError as problem:
             problems.append(problem)
-            results.append(None)
+            # Of a poem that nothing here writes, what is made of it is made of what it was to be about.
+            results.append(sources[0] if (goal.output, *problem.given) == ("text", "text") else None)
             continue
         for pipeline, output in path:
-            params = dict(goal.params) if output == goal.output else {}
+            params = _fitting(goal.params, pipeline, notes) if output == goal.output else {}
             reference = _add(steps, pipeline, sources, output, {"seed": seed} | params)
             media[reference] = output
             sources = (reference,)
         results.append(sources[0])
-    outputs = tuple(dict.fromkeys(r for goal, r in zip(goals, results, strict=True) if goal.kept and r is not None))
+    kept = (result for goal, result in zip(goals, results, strict=True) if goal.kept and result)
+    outputs = tuple(dict.fromkeys(result for result in kept if result.startswith(STEP)))
     if problems and not outputs:
         raise problems[0]
     needed = _needed(steps, outputs)
     if len(needed) > MAX_STEPS:
         raise PlanError(f"That would take more than {MAX_STEPS} steps.", "Ask for it in several requests.")
     ordered = schedule(needed, registry, seconds)
-    plan = Plan(steps=ordered, outputs=outputs, warnings=tuple(dict.fromkeys(map(str, problems))))
+    plan = Plan(steps=ordered, outputs=outputs, warnings=tuple(dict.fromkeys([*map(str, problems), *notes])))
     check(plan, registry, available)
     return plan
 
 
 def reachable(medium: str, registry: Registry) -> set[str]:
-    """The media that some path of single-input pipelines makes from ``medium``, and those that it can be shown in."""
+    """The media that some path of single-input pipelines makes from ``medium``, and those that it can be shown in.
+
+    Words only what makes them at once: those about a picture that was made of words say nothing of what was asked.
+    """
     found: set[str] = set()
     frontier = {medium}
     while frontier:
         frontier = {output for start in frontier for _, output in _ways_from(start, registry)} - found
         found |= frontier
+    if medium == "text" not in {output for _, output in _ways_from(medium, registry)}:
+        found -= {medium}
     return found | {output for _, output in _shown_by(medium, registry)}
 
 
@@ -158,6 +174,8 @@ def _path(goal: Goal, given: Sequence[str], registry: Registry, seconds: Seconds
             continue
         settled.add(medium)
         for pipeline, output in _ways_from(medium, registry):
+            if output == "text" == given[0] and path:
+                continue
             further = cost + seconds(pipeline) + HOP_PENALTY
             heapq.heappush(queue, (further, next(tie), output, [*path, (pipeline, output)]))
     shown = _shown_by(given[0], registry)
@@ -188,6 +206,33 @@ def _shown_by(medium: str, registry: Registry) -> list[tuple[Pipeline, str]]:
     clip of a dog does not mean an object that turns around."""
     edits = [pipeline for pipeline in registry if pipeline.is_edit and pipeline.accepts([medium])]
     return [(edit, edit.routes[0].output) for edit in edits if edit.routes[0].output != medium]
+
+
+def _cut(source: str, notes: list[str]) -> str:
+    """Words no longer than makers read, cut between two of them."""
+    if not source.startswith(TEXT) or len(source) <= len(TEXT) + MAX_WORDS_LENGTH:
+        return source
+    kept = source[: len(TEXT) + MAX_WORDS_LENGTH + 1]
+    kept = kept.rpartition(" ")[0].rstrip(" ,;:-") if " " in kept[len(TEXT) :].strip() else kept[:-1]
+    notes.append(f"The description is long: it was read up to “{' '.join(kept[len(TEXT) :].split()[-4:])[-60:]}”.")
+    return kept
+
+
+def _fitting(wanted: Mapping[str, JsonValue], pipeline: Pipeline, notes: list[str]) -> dict[str, JsonValue]:
+    """What of ``wanted`` the pipeline has a setting for, within that setting's bounds; ``notes`` says what is not."""
+    params: dict[str, JsonValue] = {}
+    for name, value in wanted.items():
+        field = pipeline.params_type.model_fields.get(name)
+        if field is None and name in SETTINGS:
+            notes.append(f"“{pipeline.title}” cannot be told about {called(name)}: that was left out.")
+            continue
+        params[name] = value
+        if field and (name in SETTINGS or pipeline.is_edit) and isinstance(value, int | float):
+            bounds = {key: getattr(m, key) for m in field.metadata for key in ("ge", "le") if hasattr(m, key)}
+            params[name] = min(max(value, bounds.get("ge", value)), bounds.get("le", value))
+            if params[name] != value:
+                notes.append(f"“{pipeline.title}”: {params[name]:g} instead of {value:g} {called(name)}.")
+    return params
 
 
 def _add(

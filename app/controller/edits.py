@@ -7,33 +7,65 @@ import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import JsonValue
 
 from app.controller.compiler import GOAL, Goal
 from app.controller.lexicon import PHRASES, whole_words
-from app.controller.references import referred
+from app.controller.references import content_words, referred
 from app.controller.request import Item, Request
 from models.errors import UserError
 from pipelines.base import Pipeline, Registry
 
 _UNIT = r"(?:s|secs?|seconds?|px|pixels?|db|decibels?|°|degrees?|faces|triangles)"
-_NUMBER = re.compile(rf"(?<![\w@#$.])(-?\d{{1,6}}(?:[.,]\d+)?)(?:\s*{_UNIT})?(?![\w%]|\s*(?:%|percent))", re.IGNORECASE)
+_NUMBER = re.compile(
+    rf"(?<![\w@#$.])(-?\d{{1,6}}(?:[.,]\d+)?)(?:\s*{_UNIT})?(?![\w%]|\s*(?:%|percent|[x×]|times\b|-?fold))",
+    re.IGNORECASE,
+)
+_JOINED = re.compile(r"\b(?:and|und|et|then)\b|[,;]", re.IGNORECASE)  # "twice as loud and half as fast"
+_SIDES = re.compile(r"\b(\d{1,4})\s*[x×]\s*(\d{1,4})\b", re.IGNORECASE)
 _NUMBER_WORDS = {"one": 1.0, "two": 2.0, "three": 3.0, "four": 4.0, "five": 5.0, "six": 6.0, "eight": 8.0, "ten": 10.0}
+_TIMES = re.compile(
+    rf"(?<![\w.])(?P<number>\d{{1,3}}(?:[.,]\d+)?|{'|'.join(_NUMBER_WORDS)})"
+    r"(?:\s*[x×]\b|[\s-]*(?:times|fold|mal|fach|fois)\b)",
+    re.IGNORECASE,
+)
+_PERCENT = re.compile(
+    r"(?P<to>\b(?:to|at|auf|à)\s+)?(?<![\w.])(?P<percent>\d{1,4}(?:[.,]\d+)?)\s*"
+    r"(?:%|(?:percent|prozent|pour cent)\b)(?P<of>\s+(?:of|speed|size)\b)?",
+    re.IGNORECASE,
+)
+_FACTORS = {
+    2.0: whole_words("twice double doppelt deux_fois"),
+    3.0: whole_words("triple"),
+    0.5: whole_words("half halb"),
+}
 
 
 @dataclass(frozen=True)
 class Edit:
-    """``op`` where ``words`` are said; ``number``: the param that a number among them sets, with this ``sign``."""
+    """``op`` where ``words`` are said; ``number``: the param that a number among them sets, with this ``sign``;
+    ``times``: the one that a multiple or a percentage sets; ``sides``: those of a size."""
 
     words: re.Pattern[str]
     op: str
     params: Mapping[str, JsonValue]
     number: str | None
     sign: int
+    times: str | None
+    sides: tuple[str, ...]
 
     def params_for(self, prompt: str, pipeline: Pipeline) -> dict[str, JsonValue]:
         """The usual params, or those with the number of the request, if the pipeline takes it."""
+        if self.sides and (size := _SIDES.search(prompt)):
+            return dict(zip(self.sides, map(int, size.groups()), strict=True))
+        own = next((part for part in _JOINED.split(prompt) if self.words.search(part)), prompt)
+        if self.times and (times := _times_in(own)):
+            less = float(str(self.params[self.times])) < 1
+            if times.relative:
+                return {self.times: 1 - times.value if less else 1 + times.value}
+            return {self.times: 1 / times.value if less and times.value > 1 else times.value}
         given = _number_in(prompt) if self.number else None
         if given is None or self.number is None:
             return dict(self.params)
@@ -49,7 +81,15 @@ class Edit:
 def _read_table() -> tuple[Edit, ...]:
     table = tomllib.loads((Path(__file__).parent / "edits.toml").read_text(encoding="utf-8"))
     return tuple(
-        Edit(whole_words(row["words"]), row["op"], row.get("params", {}), row.get("number"), row.get("sign", 1))
+        Edit(
+            whole_words(row["words"]),
+            row["op"],
+            row.get("params", {}),
+            row.get("number"),
+            row.get("sign", 1),
+            row.get("times"),
+            tuple(row.get("sides", ())),
+        )
         for row in table["edit"]
     )
 
@@ -60,6 +100,11 @@ EDITS = _read_table()
 def says_edit(prompt: str, media: Collection[str]) -> bool:
     """Whether ``prompt`` names a plain change of something of these media."""
     return any(edit.words.search(prompt) for edit in EDITS if edit.op.partition("-")[0] in media)
+
+
+def says_only_edits(prompt: str, media: Collection[str]) -> bool:
+    """Whether nothing is said beside plain changes of these media, numbers and what points at something."""
+    return says_edit(prompt, media) and not content_words(_NUMBER.sub(" ", _without_edits(prompt, media)))
 
 
 def edit_starts(prompt: str, media: Collection[str]) -> list[int]:
@@ -122,6 +167,24 @@ def _without_edits(prompt: str, media: Collection[str]) -> str:
         if edit.op.partition("-")[0] in media:
             prompt = edit.words.sub(" ", prompt)
     return prompt
+
+
+class Times(NamedTuple):
+    """What something is multiplied by, or, ``relative``, what share of it is added or taken away."""
+
+    value: float
+    relative: bool = False
+
+
+def _times_in(prompt: str) -> Times | None:
+    """ "3x", "three times", "fourfold", "half", "200 %"."""
+    if match := _PERCENT.search(prompt):
+        share = float(match["percent"].replace(",", ".")) / 100
+        return Times(share, relative=not (match["to"] or match["of"]))
+    if match := _TIMES.search(prompt):
+        number = match["number"].lower()
+        return Times(_NUMBER_WORDS.get(number) or float(number.replace(",", ".")))
+    return next((Times(factor) for factor, pattern in _FACTORS.items() if pattern.search(prompt)), None)
 
 
 def _number_in(prompt: str) -> float | None:

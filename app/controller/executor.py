@@ -68,18 +68,23 @@ StepEvent = Started | Running | Done | Failed | Skipped
 
 
 def execute(
-    studio: Studio, plan: Plan, sources: Mapping[str, Artifact], cancelled: threading.Event | None = None
+    studio: Studio,
+    plan: Plan,
+    sources: Mapping[str, Artifact],
+    cancelled: threading.Event | None = None,
+    titles: Mapping[str, str] | None = None,
 ) -> Generator[StepEvent, None, None]:
     """Run ``plan``; everything that its steps make is in the gallery then.
 
-    ``sources``: what ``upload:1`` and ``@1`` stand for. A step gives :class:`Started`, any number of :class:`Running`
+    ``sources``: what ``upload:1`` and ``@1`` stand for; ``titles``: what those are called, which is what comes of them
+    is called too. A step gives :class:`Started`, any number of :class:`Running`
     and then :class:`Done` or :class:`Failed`, or only :class:`Skipped`. Raises
     :class:`~app.controller.plan.PlanError` before anything runs if the plan cannot, and :class:`Cancelled` within one
     denoising step once ``cancelled`` is set; what is finished by then stays in the gallery.
     """
     check(plan, studio.registry, {reference: artifact.medium for reference, artifact in sources.items()})
     with studio.upcoming() as tell:
-        yield from _Execution(studio, plan, sources, cancelled or threading.Event(), tell).events()
+        yield from _Execution(studio, plan, sources, cancelled or threading.Event(), tell, titles or {}).events()
 
 
 class _Execution:
@@ -92,10 +97,11 @@ class _Execution:
         sources: Mapping[str, Artifact],
         cancelled: threading.Event,
         tell: Callable[[Sequence[str]], None],
+        titles: Mapping[str, str],
     ) -> None:
         self.studio, self.plan, self.sources, self.cancelled, self.tell = studio, plan, sources, cancelled, tell
         self.results: dict[str, Saved] = {}  # by reference
-        self.titles: dict[str, str] = {}  # of those results: the words that they started from
+        self.titles = dict(titles)  # by reference: the words or the file that it started from
         self.blamed: dict[str, str] = {}  # the id of a step that cannot run: the id of the failed one
 
     def events(self) -> Iterator[StepEvent]:
@@ -137,13 +143,16 @@ class _Execution:
 
     def _artifact(self, reference: str) -> Artifact:
         """What a reference stands for. Results come out of the gallery: a file may hold less than there was in memory
-        (a clip's frames), and what is made of it must be the same whether it was made just now or before.
+        (a clip's frames), and what is made of it must be the same whether it was made just now or before. Of words that
+        a pipeline made, the first line is what they say; how sure that is, below it, is nothing to paint.
         """
         if reference.startswith(TEXT):
             return Text(reference.removeprefix(TEXT))
-        if reference in self.results:
-            return self.studio.library.load(self.results[reference].entry.id)
-        return self.sources[reference]
+        made = reference in self.results
+        artifact = self.studio.library.load(self.results[reference].entry.id) if made else self.sources[reference]
+        if isinstance(artifact, Text) and artifact.provenance and (lines := artifact.text.strip().splitlines()):
+            return Text(lines[0], provenance=artifact.provenance)
+        return artifact
 
     def _words(self, reference: str) -> str:
         """The words that a chain of steps started from; empty if it started from a file."""
@@ -151,7 +160,7 @@ class _Execution:
             return self.titles[reference]
         artifact = self._artifact(reference)
         if isinstance(artifact, Text):
-            return title_of([artifact])
+            return title_of([Text((artifact.text.strip().splitlines() or [""])[0])])
         entry = self.studio.library.by_content(artifact.content_hash())
         return entry.title if entry else ""
 

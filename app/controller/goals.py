@@ -7,33 +7,37 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from app.controller.compiler import GOAL, Goal, reachable, reachable_by_sight
+from app.controller.details import counted, named_style, styles_of
 from app.controller.edits import chained, edits_said
-from app.controller.lexicon import PHRASES
-from app.controller.references import points_at_history, referred, titled
+from app.controller.lexicon import NOUNS, PHRASES
+from app.controller.looks import colour_said, look_said, looked_at, reworded, unstyled
+from app.controller.plan import ARTIFACT
+from app.controller.references import correction, pointed_at, points_at_history, referred, titled
 from app.controller.request import Item, Request
-from app.controller.slots import MAX_WORDS_LENGTH, QUOTED, Clause, clauses, mention
+from app.controller.slots import QUOTED, Clause, clauses, content_of, mention
 from app.controller.ways import way_goal
+from app.controller.wishes import sources
 from pipelines.base import Registry
 
 WORDS = "text:"
 _TURNS = r"(?:turn|morph|chang|transform|melt|becom|grow)(?:e?s|ing|ed)?"
+_BETWEEN = r"(?:an?\s+)?(?:morph|transition|blend)?\s*between\s+"
 _BECOMES = re.compile(
-    rf"(?P<first>.+?)\s+(?:(?:slowly|that|which|as it)\s+)*{_TURNS}\s*(?:in)?to\s+(?P<second>.+)"
-    r"|(?:from\s+)?(?P<from>.+?)\s+to\s+(?P<to>an?\s.+)",
+    rf"{_BETWEEN}(?P<left>.+?)\s+and\s+(?P<right>.+)"
+    rf"|(?P<first>.+?)\s+(?:(?:slowly|that|which|as it)\s+)*{_TURNS}\s*(?:in)?to\s+(?P<second>.+)"
+    r"|(?:from\s+)?(?P<from>.+?)\s+(?:in)?to\s+(?P<to>an?\s.+)",
     re.IGNORECASE,
 )
-_DANGLING = re.compile(r"(?:\s+(?:in|as|of|on|for|with|into|to|and|or|an?|the))+$", re.IGNORECASE)
-_COLOUR = re.compile(
-    r"\b(?:red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|golden|silver)\b", re.IGNORECASE
+_TURNED = re.compile(
+    rf"{_TURNS}\s+an?\s.+?\s+(?:in)?to\s+an?\s.+|(?:an?\s+)?morph\s+between\s+.+\sand\s.+", re.IGNORECASE
 )
-_IN_COLOUR = re.compile(rf"(?:in )?({_COLOUR.pattern})", re.IGNORECASE)
-_LEADING = re.compile(r"^(with|as|in|on|at|under|during|by|near|without)\s+", re.IGNORECASE)
-_STYLE = re.compile(r"(?:in )?(?:an? |the )?(?P<style>(?:[\w-]+ ){1,2}style)", re.IGNORECASE)
+_MORPH = re.compile(r"^(?:an?\s+)?morph\s+", re.IGNORECASE)
+_DANGLING = re.compile(r"(?:\s+(?:in|as|of|on|for|with|into|to|and|or|an?|the))+$", re.IGNORECASE)
 _USES = re.compile(r"\b(?:use|using|take)\s+(?:the|that|this)\b", re.IGNORECASE)
 _JOINED_ON = re.compile(r"^(?:[ ,.;:]|but\b|and\b)+", re.IGNORECASE)
-_STYLED = re.compile(r"(?:,| in(?: an?)?) (?:[\w-]+ ){1,2}style$", re.IGNORECASE)
 _CHANGE = re.compile(
-    r"(?:(?:same|but|make it|try(?: it)?|and|do it|again)\b[ ,]*)*(?P<change>.*?)[ ,]*"
+    r"(?:(?:now|then|please|can you|could you|same|but|make it|try(?: it)?|and|do it|again)\b[ ,]*)*"
+    r"(?P<change>.*?)[ ,]*"
     r"(?:\b(?:instead|this time|again|please)\b[ ,.!]*)*",
     re.IGNORECASE,
 )
@@ -72,7 +76,20 @@ def new_goals(
             read = with_details(read, parts) if len(wanted) == 1 else read
             told = _DANGLING.sub("", read) or words or request.prompt
             goals.append(Goal(medium, _texts(told, medium, registry)))
-    return goals
+    return [_told(goal, request) for goal in goals]
+
+
+def _told(goal: Goal, request: Request) -> Goal:
+    """With the settings that were said, where a goal has none of its own."""
+    settings = request.details.params_for(goal.output) if request.details and goal.op is None else {}
+    return replace(goal, params={**settings, **goal.params})
+
+
+def becomes(text: str) -> bool:
+    """ "Turn a sun into a moon": one thing is to become another before one's eyes."""
+    named = _TURNED.fullmatch(text)
+    others = (PHRASES["pronoun"], *NOUNS.values())
+    return bool(named) and not any(pattern.search(_MORPH.sub("", text)) for pattern in others)
 
 
 def with_details(read: str, parts: Sequence[Clause]) -> str:
@@ -86,11 +103,30 @@ def with_details(read: str, parts: Sequence[Clause]) -> str:
 
 
 def again_goals(request: Request, registry: Registry) -> list[Goal]:
-    """The items meant, made again with the next seed, or with other words where some are given."""
-    items = [item for item in referred(request) if not item.brought]
-    items = items if PHRASES["all"].search(request.prompt) else items[:1]
+    """The items meant, made again by chance, or with other words where some are given."""
     change = change_in(request.prompt)
-    return [_again(item, change) for item in items]
+    media = {item.medium for item in request.history} - {"text"} if correction(request.prompt) else ()
+    items = [item for item in referred(request, media) if not item.brought]
+    items = items if PHRASES["all"].search(request.prompt) else items[:1]
+    goals: list[Goal] = []
+    for item in items:
+        goals += [_moved(goal, len(goals)) for goal in _again(item, change, request, registry)]
+    return goals
+
+
+def look_goals(request: Request, registry: Registry) -> list[Goal]:
+    """What is attached or talked about in another colour or style: with other words if it came of words, else by plain
+    means if there are some."""
+    look, target = look_said(request.prompt), looked_at(request)
+    if not look or target is None:
+        return []
+    reference, medium, item = target
+    if item is not None and (goals := _again(item, look, request, registry)):
+        return goals
+    colour, recolouring = colour_said(look), f"{medium}-recolour"
+    if not colour or all(pipeline.name != recolouring for pipeline in registry):
+        return []
+    return [Goal(medium, (reference,), recolouring, {"colour": colour})]
 
 
 def with_changes(goals: list[Goal], request: Request, registry: Registry) -> list[Goal]:
@@ -106,45 +142,55 @@ def with_changes(goals: list[Goal], request: Request, registry: Registry) -> lis
 
 
 def change_in(prompt: str) -> str:
-    """ "with rain instead" gives "with rain"; "another one" gives nothing."""
+    """ "with rain instead" gives "with rain", "no, a cat" gives "a cat"; "another one" gives nothing."""
+    if other := correction(prompt):
+        return other
     match = _CHANGE.fullmatch(prompt.strip(" .!"))
     change = match["change"].strip(" ,.") if match else ""
     without = PHRASES["again"].sub(" ", change)
-    return _JOINED_ON.sub("", " ".join(PHRASES["pronoun"].sub(" ", without).split())).rstrip(" ,.;:")
+    change = _JOINED_ON.sub("", " ".join(PHRASES["pronoun"].sub(" ", without).split())).rstrip(" ,.;:")
+    return change if content_of(change) else ""  # "another picture" has no words for it
 
 
-def reworded(text: str, change: str) -> str:
-    """``text`` with ``change`` in place of what it replaces: a colour, a style, what follows the same "with", else all
-    of it."""
-    if style := _STYLE.fullmatch(change):
-        return f"{_STYLED.sub('', text)}, {style['style']}"
-    if colour := _IN_COLOUR.fullmatch(change):
-        change = colour[1]
-        if _COLOUR.search(text):
-            return _COLOUR.sub(change, text, count=1)
-        article = re.match(r"(?:an?|the|one)\s+", text, re.IGNORECASE)
-        return f"{article[0]}{change} {text[article.end() :]}" if article else f"{change} {text}"
-    if leading := _LEADING.match(change):
-        kept = re.split(rf"\s+{leading[1]}\s+", text, maxsplit=1, flags=re.IGNORECASE)[0]
-        return f"{kept} {change}"
-    return change
-
-
-def _again(item: Item, change: str) -> Goal:
+def _again(item: Item, change: str, request: Request, registry: Registry) -> list[Goal]:
+    """``item`` with the next seed, or with ``change`` in its words; empty where it came of neither chance nor words."""
+    settings = request.details.params_for(item.medium) if request.details else {}
+    if item.brought or (change and item.medium == "text"):
+        return []
     if item.recipe is None:
         text = reworded(item.title, change) if change else item.title
-        return Goal(item.medium, (WORDS + text,), params={} if change else {"seed": 1})
-    step = item.recipe
-    seed = step.params.get("seed", 0)
-    if not change:
-        return Goal(item.medium, step.inputs, step.op, {**step.params, "seed": int(float(str(seed))) + 1})
-    if not any(source.startswith(WORDS) for source in step.inputs):
-        return Goal(item.medium, (WORDS + reworded(item.title, change),))
-    inputs = tuple(
-        WORDS + reworded(source.removeprefix(WORDS), change) if source.startswith(WORDS) else source
-        for source in step.inputs
-    )
-    return Goal(item.medium, inputs, step.op, step.params)
+        return [Goal(item.medium, (WORDS + text,), params=settings or ({} if change else {"seed": 1}))]
+    recipe = item.recipe
+    worded = any(source.startswith(WORDS) for source in recipe.inputs)
+    if not change and registry.get(recipe.op).uses_chance:
+        seed = int(float(str(recipe.params.get("seed", 0)))) + counted(item.medium, recipe.params)
+        return [Goal(item.medium, recipe.inputs, recipe.op, {**recipe.params, "seed": seed, **settings})]
+    if change and worded:
+        style = named_style(change, styles_of(registry.get(recipe.op)))
+        inputs = tuple(_reworded(source, change, bool(style)) for source in recipe.inputs)
+        return [Goal(item.medium, inputs, recipe.op, recipe.params | settings | ({"style": style[2]} if style else {}))]
+    # What it was made from is made anew, and the same is done with that.
+    goals: list[Goal] = []
+    sources = []
+    for source in recipe.inputs:
+        before = request.item(int(source.removeprefix(ARTIFACT))) if source.startswith(ARTIFACT) else None
+        renewed = _again(before, change, request, registry) if before else []
+        goals += [_moved(replace(goal, kept=goal.kept and goal.output != item.medium), len(goals)) for goal in renewed]
+        sources.append(f"{GOAL}{len(goals)}" if renewed else source)
+    return [*goals, Goal(item.medium, tuple(sources), recipe.op, recipe.params)] if goals else []
+
+
+def _reworded(source: str, change: str, restyled: bool) -> str:
+    if not source.startswith(WORDS):
+        return source
+    words = source.removeprefix(WORDS)
+    return WORDS + (unstyled(words) if restyled else reworded(words, change))
+
+
+def _moved(goal: Goal, by: int) -> Goal:
+    """With its references to goals counted from ``by``."""
+    sources = (f"{GOAL}{int(s.removeprefix(GOAL)) + by}" if s.startswith(GOAL) else s for s in goal.sources)
+    return replace(goal, sources=tuple(sources))
 
 
 def _position(parts: Sequence[Clause], medium: str) -> tuple[int, int]:
@@ -157,13 +203,14 @@ def _position(parts: Sequence[Clause], medium: str) -> tuple[int, int]:
 
 def _earlier_goal(goals: Sequence[Goal], part: Clause, medium: str, registry: Registry) -> int | None:
     """The goal that this one is made from: the latest that leads there, where the words point back."""
-    if not goals or not _points_at_result(part, medium):
-        return None
     named = [
         i
         for i, goal in enumerate(goals)
         if re.search(r"\b(?:that|the|this|its?)\b", part.text) and part.mentions(goal.output)
     ]
+    told = bool(named) and not part.content  # "describe the sound", which comes of an earlier clause
+    if not goals or not (told or _points_at_result(part, medium)):
+        return None
     for index in [*reversed(named), *range(len(goals) - 1, -1, -1)]:
         if medium in reachable(goals[index].output, registry):
             return index
@@ -190,12 +237,26 @@ def _given(
             return refs
         able = _able(request.uploads, medium, registry)
         return (next((r for r, given in zip(refs, request.uploads, strict=True) if given in able), refs[0]),)
-    if request.history and (not has_content or points_at_history(request, part.content)):
+    there = {item.medium for item in request.history}
+    about = not has_content or points_at_history(request, part.content)
+    if medium == "text":  # is no description of words: it is about what is there, unless something is to be written
+        about = about or part.points_back or not there.isdisjoint(sources([part], tuple(NOUNS)))
+        about = about and (part.points_back or not PHRASES["written"].search(part.text))
+    if request.history and about:
         named = titled(request.prompt, request.in_focus())
         able = _able([item.medium for item in named or request.history], medium, registry)
+        if pointed_at(request) is None:  # another medium is rather meant than one more of the same
+            able = able - {medium} or able
         items = referred(request, able) if able else referred(request)
-        return (f"@{items[0].number}",) if items and (able or not has_content) else None
+        return (f"@{_told_of(items[0], medium, request).number}",) if items and (able or not has_content) else None
     return None
+
+
+def _told_of(item: Item, medium: str, request: Request) -> Item:
+    """Of words on something, that itself: more can be made of it than of them. Any other item as it is."""
+    sources = item.recipe.inputs if item.recipe and item.medium == "text" else ()
+    described = (request.item(int(source[1:])) for source in sources if source.startswith(ARTIFACT))
+    return next((other for other in described if other and other.medium != medium), item)
 
 
 def _able(given: Iterable[str], medium: str, registry: Registry) -> set[str]:
@@ -208,11 +269,10 @@ def _able(given: Iterable[str], medium: str, registry: Registry) -> set[str]:
 
 def _texts(words: str, medium: str, registry: Registry) -> tuple[str, ...]:
     """The words as one source, or as two where one thing becomes another and something installed can show it."""
-    becomes = _BECOMES.fullmatch(words)
-    if becomes and any(p.accepts(("text", "text"), medium) for p in registry):
-        pair = becomes["first"] or becomes["from"], becomes["second"] or becomes["to"]
-        return tuple(WORDS + text[:MAX_WORDS_LENGTH] for text in pair)
-    return (WORDS + words[:MAX_WORDS_LENGTH],)
+    found = _BECOMES.fullmatch(words)
+    if found and any(p.accepts(("text", "text"), medium) for p in registry):
+        return tuple(WORDS + text for text in found.groups() if text)
+    return (WORDS + words,)
 
 
 def for_every(goals: Iterable[Goal], items: Sequence[Item]) -> list[Goal]:

@@ -22,6 +22,7 @@ VERBS = {medium: whole_words(text) for medium, text in _TABLES["verbs"].items()}
 PERCEIVED = {medium: whole_words(text) for medium, text in _TABLES["perceived"].items()}
 PHRASES = {name: whole_words(text) for name, text in _TABLES["phrases"].items()}
 ORDINALS = {int(number): whole_words(text) for number, text in _TABLES["ordinals"].items()}
+COLOURS = {name: whole_words(text) for name, text in _TABLES["colours"].items()}
 SCAFFOLD = {name: whole_words(text) for name, text in _TABLES["scaffold"].items()}
 FUNCTION_WORDS = {name: whole_words(text) for name, text in _TABLES["function_words"].items()}
 

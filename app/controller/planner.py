@@ -8,22 +8,26 @@ from dataclasses import dataclass, replace
 from itertools import zip_longest
 
 from app.controller.compiler import Goal, NoRouteError, Seconds, compile_plan, reachable
-from app.controller.edits import edit_goals
-from app.controller.goals import again_goals, for_every, new_goals, with_changes
-from app.controller.lexicon import PHRASES
+from app.controller.details import read_details
+from app.controller.edits import edit_goals, says_edit
+from app.controller.goals import again_goals, change_in, for_every, look_goals, new_goals, with_changes
+from app.controller.lexicon import NOUNS, PHRASES, SCAFFOLD
+from app.controller.looks import look_said
 from app.controller.plan import ARTIFACT, Plan, PlanError
-from app.controller.references import referred
+from app.controller.references import content_words, referred
 from app.controller.request import Item, Request
 from app.controller.routers import Router
-from app.controller.rules import SURE, Scores, introduces, rule_scores
-from app.controller.slots import clauses
+from app.controller.rules import SURE, Scores, introduces, is_told, rule_scores
+from app.controller.slots import clauses, mention
 from app.controller.ways import too_many_ways, ways_said
+from app.names import NAMES, name_of
 from models.errors import UserError
 from pipelines.base import Registry
 
 KNOWN_MEDIA = ("text", "image", "audio", "video", "mesh")
 DOUBTFUL = 0.3  # and may be from here on: the question offers it
 MAX_AT_ONCE = 6
+BUTTON_CHARACTERS = 80
 REFERENCE = re.compile(r"[@#]\d{1,6}\W*")  # to an item of the conversation, and nothing else
 
 
@@ -78,27 +82,40 @@ class Controller:
         made = [route.output for pipeline in self.registry for route in pipeline.routes]
         return tuple(dict.fromkeys([*KNOWN_MEDIA, *made]))
 
+    @property
+    def edits(self) -> set[str]:
+        return {pipeline.name for pipeline in self.registry if pipeline.is_edit}
+
     def answer(self, request: Request, seed: int = 0) -> Answer:
         """Never raises for anything that a person can type, attach or refer to."""
         if not request.prompt:
             return self._no_words(request)
         if request.history and REFERENCE.fullmatch(request.prompt):  # a pressed button, which nobody has to read
             return self._select(request, Scores(dict.fromkeys(self.media, 1 - SURE), {"select": 1.0}))
-        request, scores = self._read(request)
+        if PHRASES["removal"].fullmatch(request.prompt.rstrip(" .!")) and not request.uploads:
+            return Answer("ask", (), rule_scores(request, self.media), sentence=REMOVAL)
+        around = {*request.uploads, *(item.medium for item in request.in_focus())}
+        prompt, details = read_details(request.prompt, self.registry, says_edit(request.prompt, around))
+        request, scores = self._read(replace(request, prompt=prompt, details=details))
         answer = self._answered(request, scores, seed)
-        return replace(answer, warnings=(*answer.warnings, scores.note)) if scores.note else answer
+        size = f"A size such as {details.size} cannot be chosen; things can be made larger or smaller afterwards."
+        notes = (scores.note, size if details.size and answer.plan else "")
+        return replace(answer, warnings=(*answer.warnings, *filter(None, notes)))
 
     def _read(self, request: Request) -> tuple[Request, Scores]:
-        """Who only names a thing wants it made. Where that is read as anything else, or in doubt, the rules read it, as
-        if nothing were there yet."""
-        if ways_said(request):  # no model was taught what pipelines can show
-            return request, rule_scores(request, self.media)
+        """What the words say in so many words counts, whatever a model makes of them. Who only names a thing wants it
+        made: where that is read as anything else, or in doubt, the rules read it, as if nothing were there yet."""
+        ruled = rule_scores(request, self.media)
+        if is_told(request, ruled):
+            return request, ruled
         scores = self.router.score(request, self.media)
-        latest = [item.medium for item in request.in_focus()[:1]]
-        # A picture or a sound can be made once more of other words; what was said of something is about that alone.
-        makes = scores.act == "new" or (scores.act == "regenerate" and latest != ["text"])
-        around = [item.medium for item in request.history]
-        if (makes and not scores.in_doubt) or request.uploads or not introduces(request.prompt, around):
+        latest = request.latest.medium if request.latest else ""
+        named = introduces(request.prompt, [item.medium for item in request.history])
+        if request.uploads or named is None:
+            return request, scores
+        # A picture can be made once more of other words; what was said of something is about that alone.
+        makes = scores.act == "new" or (scores.act == "regenerate" and latest == (named or "image"))
+        if makes and not scores.in_doubt and (not named or named in scores.wanted):
             return request, scores
         alone = replace(request, history=(), focus=())
         return alone, rule_scores(alone, self.media, scores.note)
@@ -108,7 +125,7 @@ class Controller:
             return self._ask(request, scores)
         wanted = scores.wanted
         match scores.act:
-            case "undo":
+            case "undo" if not request.uploads:
                 return Answer("undo", (), scores, focus=request.focus[1:], sentence="" if request.focus else NOTHING)
             case "select":
                 return self._select(request, scores)
@@ -137,6 +154,9 @@ class Controller:
         ):
             able = [item for item in referred(request) if self._leads(item, wanted)]
             goals = for_every(goals, able[:MAX_AT_ONCE]) or goals
+        if (medium := _is_there(request, goals)) and len(goals) == 1:
+            sentence = f"This is {_a(medium)} already. Say what should change in it."
+            return Answer("ask", (), scores, sentence=sentence)
         answer = self._compiled("new", wanted, with_changes(goals, request, self.registry), request, scores, seed)
         return replace(answer, warnings=(*answer.warnings, note)) if note else answer
 
@@ -151,16 +171,24 @@ class Controller:
         return set(wanted) <= reachable(item.medium, self.registry)
 
     def _edit(self, request: Request, scores: Scores, seed: int) -> Answer:
-        goals = edit_goals(request, self.registry)
+        goals = edit_goals(request, self.registry) or look_goals(request, self.registry)
         if not goals:
-            return self._ask(request, scores, "There is nothing here to change in that way.")
+            return self._ask(request, scores, UNCHANGED)
         return self._compiled("edit", tuple({goal.output for goal in goals}), goals, request, scores, seed)
 
     def _again(self, request: Request, scores: Scores, seed: int) -> Answer:
-        goals = again_goals(request, self.registry)
+        if look_said(request.prompt):
+            goals, problem = look_goals(request, self.registry), KEPT
+        else:
+            change = change_in(request.prompt)
+            written = change or PHRASES["written"].search(request.prompt)
+            if written and scores.wanted == ("text",):  # other words about it are for who talks
+                return Answer("chat", ("text",), scores)
+            goals, problem = again_goals(request, self.registry), UNCHANGED if change else SAME
         if not goals:
-            return self._ask(request, scores, NOTHING)
-        return self._compiled("regenerate", tuple({goal.output for goal in goals}), goals, request, scores, seed)
+            return self._ask(request, scores, problem if request.focus or request.uploads else NOTHING)
+        act = "edit" if all(goal.op in self.edits for goal in goals) else "regenerate"
+        return self._compiled(act, tuple({goal.output for goal in goals if goal.kept}), goals, request, scores, seed)
 
     def _select(self, request: Request, scores: Scores) -> Answer:
         items = referred(request)
@@ -179,6 +207,8 @@ class Controller:
         try:
             plan = compile_plan(goals, self.registry, request.available, self.seconds, seed)
         except NoRouteError as problem:
+            if (problem.wanted, *problem.given) == ("text", "text"):  # of words, words are made by who talks
+                return Answer("chat", ("text",), scores)
             choices = self._instead(request, problem)
             return Answer(act, wanted, scores, sentence=str(problem), choices=choices, warnings=(str(problem),))
         except PlanError as problem:
@@ -189,30 +219,41 @@ class Controller:
         scores = Scores(dict.fromkeys(self.media, 1 - SURE), {"ask": 1.0})
         if not request.uploads:
             return Answer("ask", (), scores, sentence="What would you like?", choices=self._examples())
-        medium = request.uploads[0]
-        ways = sorted(reachable(medium, self.registry))
-        choices = tuple(Choice(f"Make {_a(way)} of it", f"make {_a(way)} of this {medium}") for way in ways)
-        return Answer("ask", (), scores, sentence=f"What shall become of the {medium}?", choices=choices)
+        sentence = f"What shall become of the {name_of(request.uploads[0]).noun}?"
+        return Answer("ask", (), scores, sentence=sentence, choices=self._of_attached(request))
 
     def _ask(self, request: Request, scores: Scores, sentence: str = "") -> Answer:
+        """A question, with choices of the request's own words where they describe something."""
+        words = _described(request)
+        if not SCAFFOLD["article"].match(words) or any(part.points_back for part in clauses(request.prompt)):
+            words = ""
         likely = sorted(scores.outputs, key=lambda medium: -scores.outputs[medium])
-        doubtful = [medium for medium in likely if scores.outputs[medium] >= DOUBTFUL]
-        words = next((part.content for part in clauses(request.prompt) if part.content), request.prompt)
-        choices = tuple(Choice(NAMES.get(m, m).capitalize(), f"{NAMES.get(m, m)} of {words}") for m in doubtful[:3])
+        doubtful = [medium for medium in likely if scores.outputs[medium] >= DOUBTFUL and medium != "text"]
+        choices = tuple(Choice(_capital(_a(m)), f"{_a(m)} of {words}") for m in doubtful[:3] if words and not sentence)
+        if request.uploads:
+            choices = self._of_attached(request)
         asked = sentence or "I am not sure what you want. A picture, a sound, a clip, a 3-D object, or words?"
         return Answer("ask", (), scores, sentence=asked, choices=choices or self._examples())
 
+    def _of_attached(self, request: Request) -> tuple[Choice, ...]:
+        medium = request.uploads[0]
+        made = (_a(way) for way in sorted(reachable(medium, self.registry)) if way != medium)
+        return tuple(Choice(f"Make {one} of it", f"make {one} of this {name_of(medium).noun}") for one in made)
+
     def _instead(self, request: Request, problem: NoRouteError) -> tuple[Choice, ...]:
-        words = next((part.content for part in clauses(request.prompt) if part.content), "")
+        words = _described(request)
         made = [medium for medium in sorted(problem.nearest) if medium in NAMES and medium != problem.wanted]
-        return tuple(Choice(f"{_a(m).capitalize()} instead", f"{NAMES[m]} of {words or 'it'}") for m in made)
+        return tuple(Choice(f"{_capital(_a(m))} instead", f"{_a(m)} of {words or 'it'}") for m in made)
 
     def _examples(self) -> tuple[Choice, ...]:
         return tuple(Choice(text, text) for text in example_requests(self.registry)[:3])
 
 
-NAMES = {"text": "a description", "image": "a picture", "audio": "a sound", "video": "a clip", "mesh": "a 3-D object"}
 NOTHING = "There is nothing here that this could be about yet."
+UNCHANGED = "There is nothing here to change in that way."
+KEPT = "What came from a file keeps its colours and its style, but for plain changes such as brighter, darker or grey."
+SAME = "That would come out just the same: nothing in it was left to chance. Say what should be different."
+REMOVAL = "Nothing is deleted from here: the Gallery can do that. “Undo” only goes back to what came before it."
 
 
 def example_requests(registry: Registry) -> list[str]:
@@ -222,7 +263,25 @@ def example_requests(registry: Registry) -> list[str]:
         texts = [texts[0] for texts in pipeline.examples if len(texts) == 1]
         made = pipeline.routes[0].output
         columns.append([_request(made, text) for text in texts])
-    return [text for row in zip_longest(*columns) for text in row if text]
+    return list(dict.fromkeys(text for row in zip_longest(*columns) for text in row if text))
+
+
+def what_there_is(registry: Registry) -> str:
+    """An answer to "what can you do?": each pipeline with an example, and of each medium a plain change."""
+    lines = []
+    for pipeline in registry:
+        made, given = pipeline.routes[0].output, pipeline.routes[0].inputs
+        if pipeline.is_edit:
+            continue
+        if texts := next((texts for texts in pipeline.examples if len(texts) == len(given)), ()):
+            said = _request(made, texts[0]) if len(texts) == 1 else f"{_a(made)} of {' turning into '.join(texts)}"
+            lines.append(f"{pipeline.title}: “{said}”")
+        else:
+            brought = " and ".join(_a(medium) for medium in given)
+            lines.append(f"{pipeline.title}: attach {brought} and say “make {_a(made)} of it”")
+    edits = {pipeline.routes[0].inputs[0]: pipeline.title for pipeline in reversed(list(registry)) if pipeline.is_edit}
+    changes = [f"Plain changes of what there is: {', '.join(edits.values())}".lower().capitalize()] if edits else []
+    return "This is what can be asked for here.\n\n" + "".join(f"- {line}.\n" for line in (*lines, *changes))
 
 
 def _request(medium: str, text: str) -> str:
@@ -233,7 +292,27 @@ def _request(medium: str, text: str) -> str:
 
 
 def _a(medium: str) -> str:
-    return NAMES.get(medium, f"a {medium}")
+    return name_of(medium).wish
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _described(request: Request) -> str:
+    """The first words of the request that describe something, as far as a button can show them."""
+    said = next((part.content for part in clauses(request.prompt) if content_words(part.content)), "")
+    return said if len(said) <= BUTTON_CHARACTERS else said[:BUTTON_CHARACTERS].rpartition(" ")[0]
+
+
+def _is_there(request: Request, goals: Sequence[Goal]) -> str | None:
+    """The medium, where no more is said of what is attached than that it shall be one of that."""
+    named = [medium for medium in NOUNS if mention(request.prompt, medium)]
+    more = any(part.content or part.points_back for part in clauses(request.prompt))
+    if not request.uploads or len(named) != 1 or more:
+        return None
+    given = [{request.available.get(source) for source in goal.sources} for goal in goals if goal.op is None]
+    return named[0] if {named[0]} in given and goals[0].output == named[0] else None
 
 
 def _missing_reference(request: Request) -> bool:

@@ -7,9 +7,17 @@ from collections.abc import Collection
 
 from app.controller.lexicon import NOUNS, ORDINALS, PHRASES, SCAFFOLD
 from app.controller.request import Item, Request
-from app.controller.slots import mention
+from app.controller.slots import content_of, mention
 
 _NUMBERED = re.compile(r"@(\d{1,6})|#(\d{1,3})\b")
+FEW_WORDS = 12  # of a thing that is only named
+_NO = r"(?:no|nope|nein|non|nee|n[aã]o)\b\s*[,.;:!-]+\s*"
+_CORRECTED = re.compile(
+    rf"(?:{_NO})?(?:not|nicht|pas)\s+[^,;]+[,;]\s*(?:but\s+|sondern\s+|mais\s+)?(?P<not>.+)"
+    r"|(?:(?:and|now|then|please|can you|could you)\s+)*make (?:it|that|this) (?P<make>an?\s(?!bit\b|little\b|lot\b).+)"
+    rf"|{_NO}(?P<no>.+)",
+    re.IGNORECASE,
+)
 _BEFORE_THAT = re.compile(
     r"\b(?:one before|previous one|before that|davor|pr[eé]c[eé]dent|anterior|precedente|vorige)\b", re.I
 )
@@ -58,6 +66,20 @@ def without_order(prompt: str) -> str:
     for pattern in ORDINALS.values():
         prompt = pattern.sub(" ", prompt)
     return prompt
+
+
+def correction(prompt: str) -> str:
+    """What is wanted instead: "no, a cat", "not a dog, a cat" and "make it a cat" give "a cat"; empty where nothing is
+    put right so."""
+    match = _CORRECTED.fullmatch(prompt.strip())
+    said = next(filter(None, match.groups()), "") if match else ""
+    if not said or any(mention(said, medium) for medium in NOUNS):
+        return ""
+    other = content_of(said)
+    looking_back = (*(PHRASES[name] for name in ("again", "pronoun", "all", "undo", "not")), *ORDINALS.values())
+    if any(pattern.search(other) for pattern in (*looking_back, SCAFFOLD["talk"])) or PHRASES["question"].match(other):
+        return ""
+    return other if len(other.split()) <= FEW_WORDS else ""
 
 
 def titled(prompt: str, items: Collection[Item]) -> list[Item]:

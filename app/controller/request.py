@@ -5,9 +5,13 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from app.controller.plan import Step
 from models.errors import UserError
+
+if TYPE_CHECKING:  # it reads words by what stands here
+    from app.controller.details import Details
 
 MAX_CHARACTERS = 4000
 HEAD, TAIL = 1500, 500  # of what is longer, this much is read: people wish at the start or at the end
@@ -31,12 +35,14 @@ class Request:
     """``prompt`` normalised by :func:`normalised`; ``uploads``: media in order; ``history``: oldest first.
 
     ``focus``: numbers of the items that are talked about, the latest first; what was undone is not among them.
+    ``details``: what was said of settings, once it is taken out of the prompt.
     """
 
     prompt: str
     uploads: tuple[str, ...] = ()
     history: tuple[Item, ...] = ()
     focus: tuple[int, ...] = ()
+    details: Details | None = None
 
     @classmethod
     def of(cls, prompt: str, uploads: Sequence[str] = (), history: Iterable[tuple[str, str]] = ()) -> Request:
@@ -44,6 +50,11 @@ class Request:
         items = tuple(Item(number, medium, title) for number, (medium, title) in enumerate(history, 1))
         focus = tuple(item.number for item in reversed(items))
         return cls(normalised(prompt), tuple(uploads), items, focus)
+
+    @property
+    def latest(self) -> Item | None:
+        """What is talked about most."""
+        return next(iter(self.in_focus()), None)
 
     def item(self, number: int) -> Item | None:
         return next((item for item in self.history if item.number == number), None)

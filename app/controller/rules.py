@@ -7,11 +7,13 @@ import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from app.controller.edits import edit_starts, says_edit
-from app.controller.lexicon import NOUNS, ORDINALS, PHRASES, SCAFFOLD, VERBS
-from app.controller.references import content_words
+from app.controller.edits import edit_starts, says_edit, says_only_edits
+from app.controller.goals import becomes
+from app.controller.lexicon import NOUNS, ORDINALS, PERCEIVED, PHRASES, SCAFFOLD, VERBS
+from app.controller.looks import look_said, looked_at
+from app.controller.references import content_words, correction
 from app.controller.request import ACTS, Item, Request
-from app.controller.slots import Clause, clauses, mention
+from app.controller.slots import Clause, clauses, mention, named_first
 from app.controller.ways import ways_said
 from app.controller.wishes import is_question, sources, wishes, without_greeting
 
@@ -19,7 +21,9 @@ SURE, LIKELY, UNLIKELY = 0.95, 0.8, 0.05
 WANTED = 0.5  # a medium is wanted from here on
 POSSIBLE = 0.1  # below, even the likeliest is not what is meant
 BARE_WORDS = 12  # a noun phrase of at most so many words is a wish for a picture
-_A_THING = re.compile(r"(?:an?|eine?n?|une?|una|um|uma|een)\s+\S", re.IGNORECASE)
+_A_THING = re.compile(
+    r"(?:an?|eine?n?|une?|una|um|uma|een|two|three|four|five|zwei|drei|deux|trois)\s+\S", re.IGNORECASE
+)
 _OF_ONE = re.compile(r"[@#]\d|\b(?:ones?|versions?|variations?|variants?|cop(?:y|ies))\b", re.IGNORECASE)
 _PERSON = re.compile(r"^(?:i|we|ich|je|j'|yo|io|eu|ik)\s+(?:really\s+|much\s+)?", re.IGNORECASE)
 _MAKE_IT = re.compile(r"^(?:please\s+)?(?:make|turn|paint|colou?r)\s+(?:it|that|this)\b", re.IGNORECASE)
@@ -80,15 +84,23 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, set[str], floa
     parts = clauses(prompt)
     if is_noise(prompt) or not parts:
         return "ask", set(), SURE
-    if request.history and PHRASES["undo"].match(prompt):
+    if is_talk(prompt) or asks_for_help(prompt):
+        return "chat", {"text"}, SURE
+    if request.history and not request.uploads and PHRASES["undo"].match(prompt):
         return "undo", set(), SURE
+    if other := said_otherwise(request):
+        return "regenerate", {other}, SURE
     if ways := ways_said(request):
         # What shows it says something too, and pictures that are near to it are no further wish.
         others = wishes(parts, media, True) - {"text"}
         return "new", others | ({"image"} if not others or any("show" in way.params for way in ways) else set()), SURE
     wanted = wishes(parts, media, bool(request.uploads or request.history))
+    if not wanted and "video" in media and becomes(parts[0].text.strip(" .!?")):
+        wanted = {"video"}
     around = [*request.uploads, *(item.medium for item in request.in_focus())]
     edited = edited_medium(parts, wanted, around)
+    if asks_how_it_is(request, parts):
+        return "new", wanted, SURE
     if request.history and not request.uploads:
         if selects(prompt, wanted, edited is not None):
             return "select", set(), SURE
@@ -109,17 +121,70 @@ def _read(request: Request, media: tuple[str, ...]) -> tuple[str, set[str], floa
     return "new", wanted, SURE
 
 
-def introduces(prompt: str, around: Collection[str]) -> bool:
-    """ "a blue bird", "ein rotes Haus": a thing is named and no more, as nobody says who means one that is there.
+def is_told(request: Request, ruled: Scores) -> bool:
+    """Whether the words leave nothing to guess, so that the rules' reading ``ruled`` counts whatever a model makes of
+    them: talk, what a scan shows, a plain change of what is attached or of what is there, another look, "no, a cat",
+    another one, and a question that is answered by a sound or a picture of what is there."""
+    prompt = request.prompt
+    parts = clauses(prompt)
+    if is_talk(prompt) or asks_for_help(prompt) or ways_said(request) or said_otherwise(request):
+        return True
+    if ruled.act == "regenerate":
+        return not PHRASES["again"].sub("", prompt).strip(" .!")
+    if ruled.act == "edit":
+        return bool(request.uploads) or says_only_edits(prompt, [item.medium for item in request.in_focus()])
+    if ruled.act != "new" or not parts:
+        return False
+    asks_to_hear = is_question(prompt) and bool(PERCEIVED["audio"].search(prompt)) and ruled.wanted == ("audio",)
+    return asks_how_it_is(request, parts) or (asks_to_hear and len(parts) == 1) or becomes(parts[0].text.strip(" .!?"))
+
+
+def is_talk(prompt: str) -> bool:
+    """Greetings, thanks and praise, and nothing else."""
+    left = re.sub(r"[\W_]+", " ", SCAFFOLD["talk"].sub(" ", SCAFFOLD["greeting"].sub(" ", prompt)))
+    return left != prompt and not SCAFFOLD["filler"].sub(" ", left).strip()
+
+
+def asks_for_help(prompt: str) -> bool:
+    """ "What can you do?": what is answered by what there is."""
+    asked = PHRASES["help"].fullmatch(without_greeting(prompt).rstrip(" ?!."))
+    return bool(asked)
+
+
+def asks_how_it_is(request: Request, parts: Sequence[Clause]) -> bool:
+    """ "What sound would that make?": what is there is to be heard, or seen."""
+    perceived = any(pattern.search(request.prompt) for pattern in PERCEIVED.values())
+    there = bool(request.uploads or request.focus) and _points_back(parts)
+    return perceived and there and not any(part.content for part in parts)
+
+
+def said_otherwise(request: Request) -> str | None:
+    """The medium of what is there that is to be as other words say: "in blue please", "no, a cat"."""
+    if look_said(request.prompt) and (target := looked_at(request)):
+        return target[1]
+    made = next((item for item in request.in_focus() if item.medium != "text"), None)
+    other = correction(request.prompt)
+    fits = made and not made.brought and not request.uploads and not says_edit(other, {made.medium})
+    return made.medium if made and fits and other else None
+
+
+def introduces(prompt: str, around: Collection[str]) -> str | None:
+    """ "a blue bird", "ein rotes Haus", "a sound of a bell": a thing is named and no more, as nobody says who means one
+    that is there. The medium that is named for it; else a picture is meant, and that is empty.
 
     ``around``: the media that are there, of which "a bit louder" would be a change.
     """
+    others = [PHRASES["again"], PHRASES["back_to"], PHRASES["undo"], *ORDINALS.values(), _OF_ONE]
+    if any(pattern.search(prompt) for pattern in others):
+        return None
+    if named := named_first(prompt):  # "a picture of it", but also "of a road that winds"
+        medium, content = named
+        return None if PHRASES["pronoun"].match(content) or PHRASES["all"].match(content) else medium
+    if PHRASES["pronoun"].search(prompt) or PHRASES["all"].search(prompt):
+        return None
     if not _A_THING.match(prompt) or len(prompt.split()) > BARE_WORDS:
-        return False
-    looking_back = (*(PHRASES[name] for name in ("again", "pronoun", "all", "back_to", "undo")), *ORDINALS.values())
-    if _OF_ONE.search(prompt) or any(pattern.search(prompt) for pattern in looking_back):
-        return False
-    return not says_edit(prompt, around) and not any(mention(prompt, medium) for medium in NOUNS)
+        return None
+    return None if says_edit(prompt, around) or any(mention(prompt, medium) for medium in NOUNS) else ""
 
 
 def selects(prompt: str, wanted: set[str], edits: bool) -> bool:
@@ -180,7 +245,7 @@ def _edit_words(part: Clause, around: Sequence[str]) -> set[str]:
 
 def _nothing_named(request: Request) -> tuple[str, set[str], float]:
     prompt = request.prompt
-    if SCAFFOLD["talk"].fullmatch(prompt.strip(" .,!?")) or SCAFFOLD["greeting"].match(prompt):
+    if SCAFFOLD["greeting"].match(prompt):
         return "chat", {"text"}, SURE
     if is_question(prompt) or (prompt.endswith("?") and not PHRASES["make"].search(prompt)):
         return "chat", {"text"}, SURE

@@ -10,7 +10,6 @@ from itertools import islice
 
 from app.controller.lexicon import NOUNS, PERCEIVED, PHRASES, SCAFFOLD, VERBS
 
-MAX_WORDS_LENGTH = 300
 MAX_CLAUSES = 24  # nobody wishes for more at once, and looking for them takes time
 QUOTED = re.compile(r"\"([^\"]+)\"|«([^»]+)»|„([^“\"]+)[“\"]")
 _THEN = (
@@ -28,6 +27,8 @@ _AUXILIARY = re.compile(
     r"^(?:(?:what|how|wie|was|comment|qu[eé]|che|cosa|come|como|wat|hoe)\b\s*)?(?:does|do|did|would|is|are)?\b\s*(?=\S)",
     re.IGNORECASE,
 )
+_OPENING = re.compile(r"^(?:(?:and|so|but|now|then|und|et|y)\b[ ,]*)+", re.IGNORECASE)
+_MAKES = re.compile(r"\s+(?:makes?|giv(?:e|es)(?: off)?)\W*$", re.IGNORECASE)  # "what sound does a cow make"
 # "What is this?": a question that has no words for what it is about.
 _WHAT_IS_THIS = re.compile(
     r"(?:what|who|was|wer|qu[eé]|qu'est-ce|che|cosa|o que|wat|wie)"
@@ -72,11 +73,12 @@ def content_of(clause: str) -> str:
     """``clause`` without what asks for it: "please draw me a picture of a red apple" gives "a red apple"."""
     quoted = QUOTED.search(clause)
     if quoted:
-        return next(group for group in quoted.groups() if group)[:MAX_WORDS_LENGTH]
+        return next(group for group in quoted.groups() if group)
     if _WHAT_IS_THIS.fullmatch(clause):
         return ""
     perceived = any(pattern.search(clause) for pattern in PERCEIVED.values())
-    text = _without_question(clause) if perceived and PHRASES["question"].match(clause) else clause
+    asked = _OPENING.sub("", clause)
+    text = _without_question(asked) if perceived and PHRASES["question"].match(asked) else clause
     text = _EMBEDDED.sub(r"\1", _without_end(_without_start(text)[0]))
     everything = re.match(rf"{PHRASES['all'].pattern}(?:\s+(?:of|von|de|di|van)\b)?\s*", text, re.IGNORECASE)
     text = text[everything.end() :] if everything else text
@@ -84,14 +86,33 @@ def content_of(clause: str) -> str:
     named = _without_article(text[pointer.end() :].strip() if pointer else text)
     named = _AS.sub("", named)
     nothing_new = not named or any(pattern.fullmatch(named) for pattern in NOUNS.values())
-    return "" if nothing_new or (pointer and perceived) else text[:MAX_WORDS_LENGTH].strip(" ,:;.!?")
+    return "" if nothing_new or (pointer and perceived) else text.strip(" ,:;.!?")
+
+
+def named_first(text: str) -> tuple[str, str] | None:
+    """The medium that the words begin by asking for, and of what: "please, a picture of a bird", but not "a bird in a
+    picture"."""
+    while True:
+        text = text.lstrip(" ,.:!?-…")
+        asking = (SCAFFOLD["filler"], SCAFFOLD["receiver"], PHRASES["make"], *VERBS.values())
+        begin = next(filter(None, (pattern.match(text) for pattern in asking)), None)
+        if begin is None:
+            break
+        text = text[begin.end() :]
+    bare = _without_article(text)
+    for medium, nouns in NOUNS.items():
+        match = nouns.match(bare)
+        rest = bare[match.end() :].lstrip() if match else ""
+        if joint := SCAFFOLD["joint"].match(rest):
+            return medium, rest[joint.end() :].lstrip()
+    return None
 
 
 def _without_question(text: str) -> str:
     """ "what does rain on a roof sound like" gives "rain on a roof"."""
     for pattern in PERCEIVED.values():
         text = _AUXILIARY.sub("", pattern.sub(" ", text).strip(), count=1)
-    return " ".join(text.split())
+    return _MAKES.sub("", " ".join(text.split()))
 
 
 def _split_wishes(sentence: str) -> Iterator[str]:
@@ -146,6 +167,8 @@ def _without_making(text: str) -> tuple[str, bool]:
                 return rest[joint.end() :], True
             if further:
                 return rest[further.end() :], True
+            if any(others.match(rest) for others in NOUNS.values()):  # "a turntable gif of it"
+                return rest, True
             if not rest or PHRASES["pronoun"].fullmatch(rest):
                 return "", True
     return text, False

@@ -40,7 +40,8 @@ def build(studio: Studio) -> gr.Blocks:
         machine_tab.select(telling(machine.open), outputs=machine.opened, **LIGHT)
         gr.on([ask_tab.select, studio_tab.select, gallery_tab.select], machine.close, outputs=machine.timer, **LIGHT)
         ask.begin(page, ask_tab)
-        for stage in (ask.log, ask.viewer.stage, gallery.viewer.stage):
+        panels.connect_remix(ask.log, varies=False)
+        for stage in (ask.viewer.stage, gallery.viewer.stage):
             panels.connect_remix(stage)
         build_api(studio, assistant)
     page.queue(max_size=studio.settings.max_queue)

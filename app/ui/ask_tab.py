@@ -100,12 +100,13 @@ class AskTab:
 
     def _connect(self) -> None:
         answered = [self.log, self._said, self._box, self._kept]
-        for asking in (self._box.submit, self.log.say, self.log.choose):
+        for asking in (self._box.submit, self.log.say, self.log.choose, self.log.vary):
             asking(None, outputs=[self._said], js=READING, api_visibility="private")
         begun = [
             self._box.submit(self._on_submit, [self._talk, self._box], answered, **LIGHT),
             self.log.say(self._on_say, [self._talk], answered, **LIGHT),
             self.log.choose(self._on_choose, [self._talk], answered, **LIGHT),
+            self.log.vary(self._on_vary, [self._talk], answered, **LIGHT),
             self.log.go(self._on_go, [self._talk], answered, **LIGHT),
             self._editor.order.change(self._look, [self._talk], answered, **LIGHT),
         ]
@@ -113,7 +114,7 @@ class AskTab:
             run = dependency.then(
                 self._run,
                 [self._talk],
-                [self.log, self._box, self._kept],
+                answered,
                 concurrency_id=ASK_LANE,
                 concurrency_limit=TALKS_AT_ONCE,
                 show_progress="hidden",
@@ -168,6 +169,9 @@ class AskTab:
         number, index = map(int, event.entry.split(":"))
         return self._answered(talk, lambda: self._host.choose(talk, number, index))
 
+    def _on_vary(self, talk: Talk, event: gr.EventData) -> Updates:
+        return self._answered(talk, lambda: self._host.vary(talk, event.entry))
+
     def _on_go(self, talk: Talk, event: gr.EventData) -> Updates:
         return self._answered(talk, lambda: self._host.go(talk, int(event.entry)))
 
@@ -210,7 +214,7 @@ class AskTab:
             if notable or now - last >= SECONDS_BETWEEN_LOOKS:
                 last = now
                 yield {self.log: self._shown(talk)} | ({self._kept: kept(talk)} if notable else {})
-        yield {self.log: self._shown(talk), self._box: self._composer(talk), self._kept: kept(talk)}
+        yield self._look(talk)  # with what was said meanwhile of being busy gone
 
     def _on_adjust(self, talk: Talk, event: gr.EventData) -> Any:
         return self._editor.open(talk, int(event.entry))

@@ -22,10 +22,11 @@ from app.ui.talk import WORDS_SHOWN, Piece, StepState, Talk, Turn, attached, rep
 from models.errors import Cancelled, UserError
 from pipelines.media import Artifact, Text, load_artifact
 
-COSTLY_SECONDS = 5.0  # above this a plan is shown before it runs
+COSTLY_SECONDS = 20.0  # above this a plan is shown before it runs; whoever sees it run can stop it
 MAX_ATTACHMENTS = 12
 EXAMPLES = 6
 NOTHING_AT_HAND: Mapping[str, Artifact] = {}
+ANOTHER = "another one"
 SEEDS = 1_000_000  # "another one" counts up from where a request began
 
 
@@ -78,6 +79,14 @@ class Host:
             uploads = [self.studio.library.load_by_hash(talk.conversation.hashes[piece.number]) for piece in about]
             answer = self._answer(talk, choice.prompt, uploads)
             self._begin(talk, talk.add(choice.prompt), answer, about, uploads)
+
+    def vary(self, talk: Talk, entry: str) -> None:
+        """Another one of the piece that is the ``entry`` of the gallery, as if somebody had asked for it."""
+        with self._claimed(talk):
+            numbers = [piece.number for piece in talk.pieces.values() if piece.entry and piece.entry.id == entry]
+            talk.conversation.bring_forward(numbers[-1:])
+            answer = self._answer(talk, ANOTHER, [])
+            self._begin(talk, talk.add(ANOTHER), answer, [], [])
 
     def go(self, talk: Talk, number: int) -> None:
         """Run the plan of the turn ``number``: for the first time, or what is not done of it."""

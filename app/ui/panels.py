@@ -56,13 +56,16 @@ class Panels:
                                 if edit.routes[0].inputs[0] == medium:
                                     self._tab(edit, tabs, above | {systems: EDIT, media: medium})
 
-    def connect_remix(self, stage: gr.HTML) -> None:
+    def connect_remix(self, stage: gr.HTML, varies: bool = True) -> None:
         """Have the stage's Remix open the panel of what it shows, filled as it was when that was made.
 
-        Its Variation does the same with a new seed, and its Refine with the settings that refine it.
+        Its Variation, unless that is another's to heed, does the same with a new seed, and its Refine with the settings
+        that refine it.
         """
         tabs = dict.fromkeys(tabs for place in self.places.values() for tabs in place)
-        for press, wish in ((stage.remix, self._remix), (stage.vary, self._vary), (stage.refine, self._refine)):
+        presses = [(stage.remix, self._remix), (stage.refine, self._refine)]
+        presses += [(stage.vary, self._vary)] if varies else []
+        for press, wish in presses:
             opened = press(telling(wish), outputs=[*tabs, *self._heralds.values()], **LIGHT)
             opened.then(None, js=TO_TOP, api_visibility="private")
 

@@ -24,6 +24,7 @@ FARTHER = (0.0, 0.1, 0.2, 0.35)  # distances at which pieces may meet: up to a v
 SMOOTHINGS = 3
 ON_THE_SURFACE = 1e-3  # a distance below this counts as this: exactly on a grid point, faces would have no area
 APART = 0.01
+TAKEN_APART = 2  # times: sheets that came apart at one edge may still meet at the next
 
 
 class NoSurfaceError(ValueError):
@@ -52,7 +53,9 @@ def surface(grid: Tensor, faces: int, size_m: float) -> Mesh:
     vertices, triangles = _whole(distances)
     vertices = smoothed(vertices, triangles, SMOOTHINGS).astype(np.float64)
     if len(triangles) > faces:
-        vertices, triangles = _apart(*simplify(vertices, triangles, target_count=faces))
+        vertices, triangles = simplify(vertices, triangles, target_count=faces)
+        for _ in range(TAKEN_APART):
+            vertices, triangles = _outside(*_apart(vertices, triangles))  # without the specks that were pinched off
     return Mesh(_placed(vertices, size_m), triangles.astype(np.int32), _colors(grid[1:], vertices))
 
 

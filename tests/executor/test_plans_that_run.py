@@ -11,7 +11,7 @@ from app.controller.executor import Failed, Running, Skipped, StepEvent, execute
 from app.controller.plan import PlanError
 from app.studio import InternalError, Saved, Studio
 from models.errors import Cancelled, UserError
-from pipelines.media import Image, Mesh
+from pipelines.media import Image, Mesh, Text
 from tests.watched_pipelines import (
     APPLE,
     BOTH,
@@ -178,3 +178,15 @@ def test_a_reader_who_leaves_stops_the_run(studio: Studio, tone: Tone) -> None:
     list(execute(studio, plan_of(PEAR), {}))
     assert tone.runs == 1 and sorted(entry.medium for entry in studio.library.entries()) == ["image", "image"]
     assert all(row.leases == 0 and not row.expected for row in studio.manager.status())
+
+
+def test_of_words_that_a_pipeline_made_the_first_line_is_painted(studio: Studio) -> None:
+    [apple] = run(studio, plan_of(APPLE)).values()
+    made_by = apple.result.artifact.provenance
+    said = "a deer\nConfidence 8 %. Nearest concepts: deer 0.31."
+    painted = step("p", "tiny-paint", "@1", output="image")
+    for given, read in ((Text(said, provenance=made_by), "a deer"), (Text(said), said)):
+        [event] = done(list(execute(studio, plan_of(painted), {"@1": given}))).values()
+        provenance = event.result.artifact.provenance
+        assert provenance is not None and provenance.inputs[0]["text"] == read
+        assert event.result.entry.title == "a deer"
