@@ -36,12 +36,14 @@ from benchmarks.report import save, table
 from benchmarks.xbind_speed import speed
 from models.manager import ModelManager
 from models.nets.view_diffusion import MASK
+from models.sounding_things import sounding_things
 from pipelines.base import Runtime, precision
 from pipelines.media import Mesh
+from pipelines.spaces import words_vectors
 from pipelines.xbind import optimisation
 from pipelines.xbind.optimisation import JUDGED, PHASES_FROM_NOTHING, Phase, Refinement, has_surface, refined
 from pipelines.xbind.pipeline import PHASES, ShapeMaker, Wanted, XBindParams
-from pipelines.xbind.prompts import Meaning
+from pipelines.xbind.prompts import Meaning, among_words
 from pipelines.xbind.rendering import UNIT, Framing, render
 from pipelines.xbind.supervision import Supervision, Weights
 from pipelines.xbind.surface import surface
@@ -111,8 +113,10 @@ class Bench:
     @torch.no_grad()
     def sounds(self, items: Sequence[Sound], sounds: Sounds) -> Tensor:
         """(N, D)."""
+        said = words_vectors("picture-text", sounding_things(), self.runtime)
         with self.runtime.lease("bind-audio") as ears, precision(self.runtime.models):
-            return torch.cat([ears.embed(sounds.waveforms([item])).float() for item in items])
+            heard = [ears.embed(sounds.waveforms([item]))[0].float() for item in items]
+        return torch.stack([among_words(one, said)[0] for one in heard])
 
     def truth(self, item: Shape) -> Tensor:
         """(4, 64, 64, 64)."""

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+from models.sounding_things import sounding_things
 from models.sources import Bundled, Hub, Together, Unpublished
 from models.spec import FLOAT32_BYTES, ModelSpec, bytes_in_memory, imported_later
 
 BYTE_PAIRS = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt")
 WORD_PIECES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 WIDTH = 512  # of CLIP's and of CLAP's vectors
-THINGS = Path(__file__).with_name("sounding_things.txt")
 DRAWS = 3  # names that a seed draws: enough to differ, few enough to be about something
 
 # No safetensors are published of these three; of the .bin files tensors alone are read.
@@ -180,8 +180,3 @@ def load_words_bridge(folder: Path, draws: int) -> object:
     sounds = load_published_sound_space(CLAP.resolve(lambda share, said: None).folder)
     assert isinstance(sounds, PublishedSoundText)
     return WordsBridge.between(seen, sounds.embed_words([f"the sound of {thing}" for thing in things]), draws)
-
-
-def sounding_things() -> tuple[str, ...]:
-    """What can be seen as well as heard, each with its article where it has one."""
-    return tuple(THINGS.read_text(encoding="utf-8").splitlines())

@@ -5,6 +5,7 @@ Shapes: D dimensions of a vector, d of a sentence's embedding.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # they import transformers, which takes seconds that a mere l
     from models.text_encoder import TextEncoder
 
 TOKENS = 32  # of a sentence, as the spaces were trained
+PHRASES = 64  # that are read together
 LARGEST_SIDE = 512  # of a picture on its way to a network that sees it smaller still
 MOST_WINDOWS = 8  # of a sound that are listened to
 LEVEL = 0.5  # peak of a sound that is listened to; clips in training have 0.1 to 0.9
@@ -53,6 +55,18 @@ def words_vector(key: str, words: str, runtime: Runtime) -> tuple[Tensor, str]:
             sentence, heard = sentence_embedding(encoder, words, runtime)
         with precision(runtime.models):
             return space.embed_sentences(sentence), heard
+
+
+def words_vectors(key: str, phrases: Sequence[str], runtime: Runtime) -> Tensor:
+    """Where the space ``key`` has short phrases, (N, D) unit vectors."""
+    parts = [list(phrases[i : i + PHRASES]) for i in range(0, len(phrases), PHRASES)]
+    with runtime.lease(key) as space:
+        if space.reads == "words":
+            with precision(runtime.models):
+                return F.normalize(torch.cat([space.embed_words(part) for part in parts]).float(), dim=1)
+        with runtime.lease("sentence-encoder") as encoder, precision(runtime.models):
+            sentences = torch.cat([encoder.sentence_embeddings(part, TOKENS) for part in parts])
+            return F.normalize(space.embed_sentences(sentences.to(runtime.models.device)).float(), dim=1)
 
 
 def picture_vector(space: PictureText | PublishedPictureText, shown: Image | Video, runtime: Runtime) -> Tensor:

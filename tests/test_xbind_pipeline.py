@@ -94,16 +94,25 @@ def test_a_blend_goes_from_the_words_to_the_example(manager: ModelManager, shown
     np.testing.assert_array_equal(vertices(manager, shown, words), blends[2])
 
 
+def test_a_sound_becomes_the_words_that_are_near_it() -> None:
+    said = torch.eye(3)
+    heard = F.normalize(torch.tensor([0.1, 0.9, 0.2]), dim=0)
+    vector, nearest = prompts.among_words(heard, said)
+    assert nearest == 1 and float(vector.norm()) == pytest.approx(1) and float(vector[1]) > 0.999
+    between, _ = prompts.among_words(F.normalize(torch.tensor([1.0, 1.0, 0.0]), dim=0), said)
+    torch.testing.assert_close(between, F.normalize(torch.tensor([1.0, 1.0, 0.0]), dim=0))
+
+
 @pytest.mark.parametrize(
     ("given", "share", "leased"),
     [
         ((Text("dog"),), 1.0, READING),
         ((picture(0),), 0.0, {"picture-text"}),
-        ((tone(440),), 0.0, {"bind-audio"}),
+        ((tone(440),), 0.0, READING | {"bind-audio"}),
         ((Text("dog"), picture(0)), 0.5, READING),
         ((Text("dog"), picture(0)), 1.0, {"picture-text"}),
         ((Text("dog"), tone(440)), 0.5, READING | {"bind-audio"}),
-        ((Text("dog"), tone(440)), 1.0, {"bind-audio"}),
+        ((Text("dog"), tone(440)), 1.0, READING | {"bind-audio"}),
         ((Text("dog"), tone(440)), 0.0, READING),
     ],
 )

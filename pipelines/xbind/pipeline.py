@@ -163,10 +163,11 @@ class XBind(Pipeline):
         read = [item for item in inputs if isinstance(item, Text) and not (blends and params.share == 1)]
         met = [item for item in inputs if not isinstance(item, Text) and not (blends and params.share == 0)]
         measured = [item for item in met if isinstance(item, BrainScan) and is_measured(item, FMRIParams())]
+        seen, heard = (any(isinstance(item, kind) for item in met) for kind in (Image, Audio))
         used = {
-            "sentence-encoder": read or measured,
-            "picture-text": read or measured or params.refinement or any(isinstance(item, Image) for item in met),
-            "bind-audio": any(isinstance(item, Audio) for item in met),
+            "sentence-encoder": read or measured or heard,
+            "picture-text": read or measured or heard or seen or params.refinement,
+            "bind-audio": heard,
             "category-decoder": measured,
             "brain-decoder": not measured and any(isinstance(item, BrainScan) for item in met),
             "view-diffusion": params.refinement,

@@ -8,18 +8,21 @@ from typing import Self
 
 import numpy as np
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.errors import UserError
+from models.sounding_things import sounding_things
 from pipelines.base import Runtime
 from pipelines.crossflow.prompts import clean_prompt
 from pipelines.fmri.pipeline import FMRIParams, decoded
 from pipelines.media import Artifact, Audio, BrainScan, Image, Text
-from pipelines.spaces import is_heard, picture_vector, sound_vector, words_vector
+from pipelines.spaces import is_heard, picture_vector, sound_vector, words_vector, words_vectors
 from pipelines.xbind.cut_out import cut_out, things_in
 
 MANY = 8  # things in a picture; one thing has up to seven parts that stand apart (icons of the training shapes)
 SAME_COLOUR = 8  # of 255: what compression does to a single colour
 SHOWN = "what the picture shows"
+SHARPNESS = 0.02  # difference of cosines by which one word counts e times another
 HINT = "Say in a few words what to make, such as 'a wooden chair'."
 Example = Image | Audio | BrainScan  # which is to be met in spirit
 
@@ -81,13 +84,32 @@ class Prompt:
         if isinstance(self.example, BrainScan):
             return _decoded(self.example, runtime)
         if isinstance(self.example, Audio):
-            with runtime.lease("bind-audio") as space:
-                return Meaning(sound_vector(space, self.example, runtime), "what is heard")
+            return _heard(self.example, runtime)
         assert self.example is not None
         count = things_in(self.example)
         note = f"what the {count} things in the picture have in common; crop it to one" if count >= MANY else SHOWN
         with runtime.lease("picture-text") as space:
             return Meaning(picture_vector(space, self.example, runtime), note)
+
+
+def _heard(sound: Audio, runtime: Runtime) -> Meaning:
+    """Where words are for what sounds like it."""
+    things = sounding_things()
+    said = words_vectors("picture-text", things, runtime)
+    with runtime.lease("bind-audio") as space:
+        vector, nearest = among_words(sound_vector(space, sound, runtime), said)
+    return Meaning(vector, f"what is heard, perhaps {things[nearest]}")
+
+
+def among_words(heard: Tensor, said: Tensor) -> tuple[Tensor, int]:
+    """The mean of the words' unit vectors ``said`` (K, D), each weighted by how near a sound's ``heard`` (D,) is; and
+    the nearest.
+
+    Sounds lie beside words and pictures but not among them, and what the generator makes of such a place is nothing
+    in particular: of 14 known things that sound it made none that a judge has among five, and four this way.
+    """
+    cosines = said @ heard.to(said)
+    return F.normalize((cosines / SHARPNESS).softmax(0) @ said, dim=0), int(cosines.argmax())
 
 
 def _decoded(scan: BrainScan, runtime: Runtime) -> Meaning:

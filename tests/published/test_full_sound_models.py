@@ -31,7 +31,6 @@ from models.full_sound_models import (
     clipsonic_models,
     description_models,
     sound_models,
-    sounding_things,
 )
 from models.licences import accept_licence, is_accepted
 from models.listening_captioner import ListeningCaptioner
@@ -42,6 +41,7 @@ from models.nets.vocoder import HifiGanVocoder
 from models.published_spaces import PublishedPictureText, PublishedSoundText
 from models.sound_generator import SoundGenerator
 from models.sound_text import SoundText
+from models.sounding_things import sounding_things
 from models.sources import Folder, Hub, Source, Together, Unpublished
 from models.spec import ModelSpec
 from pipelines.base import Runtime
