@@ -15,8 +15,8 @@ from app.controller.planner import Answer, Controller, by_rules, what_there_is
 from app.controller.prototypes import PrototypeRouter
 from app.controller.recall import characters, messages, tokens
 from app.controller.routers import READ_CHARACTERS, LanguageModelRouter, Router, RuleRouter
-from app.controller.rules import asks_for_help
-from app.studio import Studio, reporting
+from app.controller.rules import asks_for_help, is_talk
+from app.studio import InternalError, Studio, reporting
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
 from pipelines.media import Artifact
@@ -64,7 +64,7 @@ class Assistant:
             try:
                 with reporting(), manager.lease(READER):
                     pass
-            except UserError as problem:  # the first request will say so, if it is still so then
+            except (UserError, InternalError) as problem:  # the first request will say so, if it is still so then
                 log.info("The reader of requests is not loaded ahead: %s", problem)
 
     def answer(
@@ -138,7 +138,8 @@ class Assistant:
                 )
             with self.studio.manager.lease(LANGUAGE_MODEL) as model:
                 longest = min(MAX_REPLY_TOKENS, model.context // 2)
-                chat = messages(MANNER, conversation.said, prompt, tokens(model), model.context - longest)
+                said = [] if is_talk(prompt) else conversation.said  # to "hello" it would tell what was made
+                chat = messages(MANNER, said, prompt, tokens(model), model.context - longest)
                 yield from model.reply(chat, longest, stop.is_set)
             if stop.is_set():
                 raise Cancelled

@@ -23,7 +23,7 @@ from pathlib import Path
 from models.errors import UserError
 from pipelines.artifact import digest, sidecar_path
 from pipelines.atomic import TEMPORARY_SUFFIX, plain_folder_errors, write_atomically
-from pipelines.media import Artifact, Provenance, load_artifact
+from pipelines.media import Artifact, Provenance, Video, known_media, load_artifact
 
 INDEX_NAME = "library.sqlite"
 BUSY_SECONDS = 30.0
@@ -203,13 +203,13 @@ class Library:
     def load_by_hash(self, content_hash: str) -> Artifact:
         """The artifact with just this content hash: the newest entry's, else the input that was kept.
 
+        Clips that were kept before version 3 of the index are what their files give, which is not quite what they were.
         Raises as :meth:`load`, and where there is none or its file holds something else by now.
         """
         entry = self.by_content(content_hash)
         kept = self.folder.glob(f"inputs/{content_hash[:2]}/{content_hash}.*")
-        found = [self.load(entry.id)] if entry else (load_artifact(path, path.name.split(".")[1]) for path in kept)
-        for artifact in found:
-            if artifact.content_hash() == content_hash:
+        for artifact in [self.load(entry.id)] if entry else map(_input_of, kept):
+            if artifact.content_hash() == content_hash or artifact.medium == Video.medium:
                 return artifact
         raise UserError("What this was made from is not in the gallery any more.", "Attach it again.")
 
@@ -374,6 +374,12 @@ def _is_whole(path: Path) -> bool:
 def _recipe(provenance: Provenance) -> str:
     """What the provenances of a run's artifacts have in common, and is known before the run."""
     return digest(provenance.model_copy(update={"index": 0, "badge": ""}).to_json())
+
+
+def _input_of(path: Path) -> Artifact:
+    """Before version 3 of the index no medium stood in an input's name."""
+    said = path.name.split(".")[1]
+    return load_artifact(path, said if said in {medium.medium for medium in known_media()} else None)
 
 
 def _age(path: Path) -> float:

@@ -453,3 +453,56 @@ def test_settings_go_only_to_what_has_them() -> None:
         [replace(Goal("mesh", ("text:a chair",)), params={"num_images": 2})], REGISTRY, {}, lambda pipeline: 1.0
     )
     assert isinstance(plan, Plan) and "num_images" not in plan.steps[0].params and "left out" in plan.warnings[0]
+
+
+# ------------------------------------------------------------------------------------------ what looks like another
+
+
+@pytest.mark.parametrize(
+    ("prompt", "op", "words", "settings"),
+    [
+        ("a cat jumping into a box", "crossflow", "a cat jumping into a box", {}),
+        ("a picture of between two trees and a lake", "crossflow", "between two trees and a lake", {}),
+        ("two picture frames on a wall", "crossflow", "two picture frames on a wall", {}),
+        ("a picture of a 10x10 grid", "crossflow", "a 10x10 grid", {}),
+        ("give me two more pictures of a dog", "crossflow", "a dog", {"num_images": 2}),
+        ("a second sound of rain", "audioldm", "rain", {}),
+        ("a sound of a second hand ticking", "audioldm", "a second hand ticking", {}),
+        ("a second of rain", "audioldm", "rain", {"duration": 1.0}),
+        ("un son de cloche de trois secondes", "audioldm", "un son de cloche", {"duration": 3.0}),
+    ],
+)
+def test_words_that_only_look_like_settings_or_changes_stay(
+    prompt: str, op: str, words: str, settings: dict[str, Any]
+) -> None:
+    answer = Talk().ask(prompt)
+    assert steps(answer) == [(op, (f"text:{words}",))]
+    assert {name: value for name, value in params(answer).items() if name != "seed"} == settings
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("make it grey", [("image-adjust", ("@1",))]),
+        ("turn it to the left", [("image-rotate", ("@1",))]),
+        ("turn it into a pear", [("crossflow", ("text:a pear",))]),
+        ("no, I meant a cat", [("crossflow", ("text:a cat",))]),
+    ],
+)
+def test_of_a_picture_that_is_there(prompt: str, expected: list[tuple[str, tuple[str, ...]]]) -> None:
+    assert steps(after("a red apple").ask(prompt)) == expected
+
+
+@pytest.mark.parametrize("prompt", ["no, wait", "not bad, more clouds", "no, wrong"])
+def test_no_alone_says_nothing_of_what_is_wanted(prompt: str) -> None:
+    assert after("a red apple").ask(prompt).act == "ask"
+
+
+@pytest.mark.parametrize(("prompt", "brightness"), [("brighten the lower half", 1.3), ("brighter by half", 1.5)])
+def test_half_of_a_picture_is_no_factor(prompt: str, brightness: float) -> None:
+    assert params(Talk().ask(prompt, "image"))["brightness"] == brightness
+
+
+def test_the_sound_of_an_object_is_that_of_the_object() -> None:
+    talk = after("a red apple", "a horse in 3D")
+    assert steps(talk.ask("what sound does it make?"))[0] == ("mesh-turntable", ("@2",))

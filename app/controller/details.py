@@ -29,11 +29,12 @@ _ASKING = "|".join(
     pattern.pattern for pattern in (SCAFFOLD["filler"], SCAFFOLD["receiver"], PHRASES["make"], *VERBS.values())
 )
 _BEGIN = rf"(?P<begin>(?:^|[,;.:!?]\s+|\s(?:and|und|et)\s+)(?:(?:{_ASKING})\s+){{0,6}})"
+_MORE_OF = re.compile(r"\b(?:different|more|other|new)\s+", re.IGNORECASE)
 _KIND = rf"(?:(?:different|more|other|new|{SCAFFOLD['quality'].pattern})\s+){{0,3}}"
 # "three pictures of a star", "4 variations of a green frog", "ten 3D chairs"
 _COUNT = re.compile(
     rf"{_BEGIN}(?P<count>{_NUMBER})\s+(?P<kind>{_KIND})"
-    rf"(?:(?P<many>{_VARIATIONS})(?:\s+(?:{_JOINT}))?|(?P<noun>{_MADE})(?=\s+(?:{_JOINT})|\W*$|\s*,|\s+\w+s\b))",
+    rf"(?:(?P<many>{_VARIATIONS})(?:\s+(?:{_JOINT}))?|(?P<noun>{_MADE})(?=\s+(?:{_JOINT})|\W*$|\s*,|(?<=3d)\s+\w+s\b|(?<=-d)\s+\w+s\b))",
     re.IGNORECASE,
 )
 # "4 of them", "give me three more", "five variations": of what there is
@@ -42,12 +43,15 @@ _MORE = re.compile(
     re.IGNORECASE,
 )
 _LENGTH = re.compile(
-    rf"(?:,?\s*\b(?:for|lasting|about|around|(?:that|which)\s+lasts?|f[uü]r|pendant|of)\s+)?(?<![\w@#.])"
-    rf"(?P<value>\d{{1,4}}[.,]\d+|{_NUMBER}|an?|one|eine?|une)[\s-]*(?:{_SECONDS}|(?P<minutes>{_MINUTES}))"
+    rf"(?:,?\s*\b(?:for|lasting|about|around|(?:that|which)\s+lasts?|f[uü]r|pendant|of|de)\s+)?(?<![\w@#.])"
+    rf"(?:(?P<value>\d{{1,4}}[.,]\d+|{_NUMBER})[\s-]*"
+    # "a second of rain", but no "second sound", and no "second hand"
+    rf"|(?:an?|one|eine?|une)\s+(?=\w{{6,8}}(?:\s+(?:{_JOINT}|long\b|lang\b)|\W*$)))"
+    rf"(?:{_SECONDS}|(?P<minutes>{_MINUTES}))\b"
     rf"(?:\s+(?:long|lang|each|jeweils)\b)*(?P<joint>\s+(?:{_JOINT}))?",
     re.IGNORECASE,
 )
-_SIZE = re.compile(r",?\s*(?:\b(?:in|at|of|with)\s+)?\b\d{2,5}\s*[x×]\s*\d{2,5}\b(?:\s*(?:px|pixels))?", re.IGNORECASE)
+_SIZE = re.compile(r",?\s*(?:\b(?:in|at|of|with)\s+)?\b\d{3,5}\s*[x×]\s*\d{3,5}\b(?:\s*(?:px|pixels))?", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,8 @@ def read_details(prompt: str, registry: Registry, is_edit: bool) -> tuple[str, D
         noun = match["noun"] or ""
         medium = next((medium for medium in _TABLE["count"] if noun and NOUNS[medium].fullmatch(noun)), None)
         details = replace(details, count=int(_value(match["count"])), medium=medium)
-        prompt = f"{prompt[: match.start()]}{match['begin']}{match['kind']}{noun} {prompt[match.end() :]}"
+        kind = _MORE_OF.sub("", match["kind"])
+        prompt = f"{prompt[: match.start()]}{match['begin']}{kind}{noun} {prompt[match.end() :]}"
     if is_edit:
         return " ".join(prompt.split()), details
     if match := _SIZE.search(prompt):
@@ -129,8 +134,10 @@ def _without_length(prompt: str) -> tuple[str, float | None]:
     match = _LENGTH.search(prompt)
     if match is None:
         return prompt, None
-    seconds = (_value(match["value"]) or 1) * (60.0 if match["minutes"] else 1.0)
-    before, after = prompt[: match.start()], prompt[match.end() :]
+    seconds = (_value(match["value"]) if match["value"] else 1) * (60.0 if match["minutes"] else 1.0)
+    before, after = prompt[: match.start()].rstrip(" ,"), prompt[match.end() :]
+    if PHRASES["pronoun"].match(after.strip()):  # "5 seconds of it"
+        return prompt, None
     named, named_before = (wishes(clauses(text), tuple(NOUNS), False) for text in (prompt, before))
     if named & set(_TABLE["seconds"]):
         return f"{before} {match['joint'] if named_before and match['joint'] else ''} {after}", seconds

@@ -42,6 +42,9 @@ _FACTORS = {
     0.5: whole_words("half halb"),
 }
 
+_HALF_AS_MUCH = re.compile(r"\bhalf\s+(?:as|the)\b|\bhalb\s+so\b", re.IGNORECASE)
+_BY_HALF = re.compile(r"\bby\s+half\b|\bum\s+die\s+H[aä]lfte\b", re.IGNORECASE)
+
 
 @dataclass(frozen=True)
 class Edit:
@@ -61,8 +64,9 @@ class Edit:
         if self.sides and (size := _SIDES.search(prompt)):
             return dict(zip(self.sides, map(int, size.groups()), strict=True))
         own = next((part for part in _JOINED.split(prompt) if self.words.search(part)), prompt)
-        if self.times and (times := _times_in(own)):
-            less = float(str(self.params[self.times])) < 1
+        less = self.times is not None and float(str(self.params[self.times])) < 1
+        times = _times_in(own) if self.times else None
+        if self.times and times and (less or times.relative or times.absolute or times.value >= 1):
             if times.relative:
                 return {self.times: 1 - times.value if less else 1 + times.value}
             return {self.times: 1 / times.value if less and times.value > 1 else times.value}
@@ -170,21 +174,29 @@ def _without_edits(prompt: str, media: Collection[str]) -> str:
 
 
 class Times(NamedTuple):
-    """What something is multiplied by, or, ``relative``, what share of it is added or taken away."""
+    """What something is multiplied by, or, ``relative``, what share of it is added or taken away; ``absolute``: what is
+    said is what is left, as in "to 50 %"."""
 
     value: float
     relative: bool = False
+    absolute: bool = False
 
 
 def _times_in(prompt: str) -> Times | None:
     """ "3x", "three times", "fourfold", "half", "200 %"."""
     if match := _PERCENT.search(prompt):
         share = float(match["percent"].replace(",", ".")) / 100
-        return Times(share, relative=not (match["to"] or match["of"]))
+        absolute = bool(match["to"] or match["of"])
+        return Times(share, not absolute, absolute)
     if match := _TIMES.search(prompt):
         number = match["number"].lower()
         return Times(_NUMBER_WORDS.get(number) or float(number.replace(",", ".")))
-    return next((Times(factor) for factor, pattern in _FACTORS.items() if pattern.search(prompt)), None)
+    if _BY_HALF.search(prompt):
+        return Times(0.5, relative=True)
+    as_much = bool(_HALF_AS_MUCH.search(prompt))  # and no "lower half"
+    return next(
+        (Times(factor, absolute=as_much) for factor, pattern in _FACTORS.items() if pattern.search(prompt)), None
+    )
 
 
 def _number_in(prompt: str) -> float | None:

@@ -21,22 +21,27 @@ from pipelines.base import Registry
 
 WORDS = "text:"
 _TURNS = r"(?:turn|morph|chang|transform|melt|becom|grow)(?:e?s|ing|ed)?"
-_BETWEEN = r"(?:an?\s+)?(?:morph|transition|blend)?\s*between\s+"
 _BECOMES = re.compile(
-    rf"{_BETWEEN}(?P<left>.+?)\s+and\s+(?P<right>.+)"
-    rf"|(?P<first>.+?)\s+(?:(?:slowly|that|which|as it)\s+)*{_TURNS}\s*(?:in)?to\s+(?P<second>.+)"
-    r"|(?:from\s+)?(?P<from>.+?)\s+(?:in)?to\s+(?P<to>an?\s.+)",
+    rf"(?P<first>.+?)\s+(?:(?:slowly|that|which|as it)\s+)*{_TURNS}\s*(?:in)?to\s+(?P<second>.+)"
+    r"|(?:from\s+)?(?P<from>.+?)\s+to\s+(?P<to>an?\s.+)",
     re.IGNORECASE,
 )
 _TURNED = re.compile(
     rf"{_TURNS}\s+an?\s.+?\s+(?:in)?to\s+an?\s.+|(?:an?\s+)?morph\s+between\s+.+\sand\s.+", re.IGNORECASE
+)
+# The words of such a wish, without what makes it one: "a sun into a moon", "between an apple and a pear".
+_ONE_AND_OTHER = re.compile(
+    r"(?:(?:an?\s+)?(?:morph|transition|blend)\s+)?between\s+(?P<left>.+?)\s+and\s+(?P<right>.+)"
+    r"|(?P<first>.+?)\s+(?:in)?to\s+(?P<second>.+)",
+    re.IGNORECASE,
 )
 _MORPH = re.compile(r"^(?:an?\s+)?morph\s+", re.IGNORECASE)
 _DANGLING = re.compile(r"(?:\s+(?:in|as|of|on|for|with|into|to|and|or|an?|the))+$", re.IGNORECASE)
 _USES = re.compile(r"\b(?:use|using|take)\s+(?:the|that|this)\b", re.IGNORECASE)
 _JOINED_ON = re.compile(r"^(?:[ ,.;:]|but\b|and\b)+", re.IGNORECASE)
 _CHANGE = re.compile(
-    r"(?:(?:now|then|please|can you|could you|same|but|make it|try(?: it)?|and|do it|again)\b[ ,]*)*"
+    r"(?:(?:now|then|please|can you|could you|same|but|make it|turn (?:it|this|that) into|try(?: it)?|and|do it"
+    r"|again)\b[ ,]*)*"
     r"(?P<change>.*?)[ ,]*"
     r"(?:\b(?:instead|this time|again|please)\b[ ,.!]*)*",
     re.IGNORECASE,
@@ -75,7 +80,7 @@ def new_goals(
             read = "" if told_whole else (slots or {}).get(medium, "")
             read = with_details(read, parts) if len(wanted) == 1 else read
             told = _DANGLING.sub("", read) or words or request.prompt
-            goals.append(Goal(medium, _texts(told, medium, registry)))
+            goals.append(Goal(medium, _texts(told, medium, registry, becomes(part.text.strip(" .!?")))))
     return [_told(goal, request) for goal in goals]
 
 
@@ -244,6 +249,17 @@ def _given(
         about = about and (part.points_back or not PHRASES["written"].search(part.text))
     if request.history and about:
         named = titled(request.prompt, request.in_focus())
+        latest = request.in_focus()[:1]
+        if (
+            latest
+            and medium != "text"
+            and not named
+            and pointed_at(request) is None
+            and PHRASES["pronoun"].search(part.text)
+        ):
+            by_sight = reachable_by_sight(latest[0].medium, registry) - reachable(latest[0].medium, registry)
+            if medium in by_sight:  # "what sound does it make?" of an object
+                return (f"@{latest[0].number}",)
         able = _able([item.medium for item in named or request.history], medium, registry)
         if pointed_at(request) is None:  # another medium is rather meant than one more of the same
             able = able - {medium} or able
@@ -267,9 +283,10 @@ def _able(given: Iterable[str], medium: str, registry: Registry) -> set[str]:
     }
 
 
-def _texts(words: str, medium: str, registry: Registry) -> tuple[str, ...]:
-    """The words as one source, or as two where one thing becomes another and something installed can show it."""
-    found = _BECOMES.fullmatch(words)
+def _texts(words: str, medium: str, registry: Registry, turns: bool = False) -> tuple[str, ...]:
+    """The words as one source, or as two where one thing becomes another and something installed can show it.
+    ``turns``: whether they are of a wish for that."""
+    found = _BECOMES.fullmatch(words) or (_ONE_AND_OTHER.fullmatch(words) if turns else None)
     if found and any(p.accepts(("text", "text"), medium) for p in registry):
         return tuple(WORDS + text for text in found.groups() if text)
     return (WORDS + words,)

@@ -18,6 +18,9 @@ _CORRECTED = re.compile(
     rf"|{_NO}(?P<no>.+)",
     re.IGNORECASE,
 )
+_I_MEANT = re.compile(
+    r"(?:i\s+(?:mean|meant|want|wanted|said)|rather|lieber|plut[oô]t)\s+(?=an?\s|the\s|\d)", re.IGNORECASE
+)
 _BEFORE_THAT = re.compile(
     r"\b(?:one before|previous one|before that|davor|pr[eé]c[eé]dent|anterior|precedente|vorige)\b", re.I
 )
@@ -73,9 +76,12 @@ def correction(prompt: str) -> str:
     put right so."""
     match = _CORRECTED.fullmatch(prompt.strip())
     said = next(filter(None, match.groups()), "") if match else ""
-    if not said or any(mention(said, medium) for medium in NOUNS):
+    if match is None or not said or any(mention(said, medium) for medium in NOUNS):
         return ""
-    other = content_of(said)
+    named = SCAFFOLD["article"].match(said) or re.match(r"\d+\s", said) or _I_MEANT.match(said)
+    if not match["make"] and not named:  # "no, wait", "not bad, more clouds"
+        return ""
+    other = content_of(_I_MEANT.sub("", said))
     looking_back = (*(PHRASES[name] for name in ("again", "pronoun", "all", "undo", "not")), *ORDINALS.values())
     if any(pattern.search(other) for pattern in (*looking_back, SCAFFOLD["talk"])) or PHRASES["question"].match(other):
         return ""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from app.controller.edits import edit_starts, says_edit, says_only_edits
 from app.controller.goals import becomes
 from app.controller.lexicon import NOUNS, ORDINALS, PERCEIVED, PHRASES, SCAFFOLD, VERBS
-from app.controller.looks import look_said, looked_at
+from app.controller.looks import colour_said, look_said, looked_at
 from app.controller.references import content_words, correction
 from app.controller.request import ACTS, Item, Request
 from app.controller.slots import Clause, clauses, mention, named_first
@@ -160,7 +160,10 @@ def asks_how_it_is(request: Request, parts: Sequence[Clause]) -> bool:
 
 def said_otherwise(request: Request) -> str | None:
     """The medium of what is there that is to be as other words say: "in blue please", "no, a cat"."""
-    if look_said(request.prompt) and (target := looked_at(request)):
+    look = look_said(request.prompt)
+    target = looked_at(request) if look else None
+    # What is attached can be recoloured at most, and "grey" is a plain change.
+    if target and not says_edit(look, {target[1]}) and (not request.uploads or colour_said(request.prompt)):
         return target[1]
     made = next((item for item in request.in_focus() if item.medium != "text"), None)
     other = correction(request.prompt)

@@ -208,13 +208,16 @@ class AskTab:
 
     def _run(self, talk: Talk) -> Iterator[Updates]:
         """The stream of updates while a plan runs, or an answer is written; one at least."""
-        last = 0.0
+        last, ran = 0.0, False
         for notable in self._host.run(talk):
-            now = time.monotonic()
+            now, ran = time.monotonic(), True
             if notable or now - last >= SECONDS_BETWEEN_LOOKS:
                 last = now
                 yield {self.log: self._shown(talk)} | ({self._kept: kept(talk)} if notable else {})
-        yield self._look(talk)  # with what was said meanwhile of being busy gone
+        seen = self._look(talk)
+        if not ran:
+            del seen[self._said]  # a refusal, after which there was nothing to do
+        yield seen
 
     def _on_adjust(self, talk: Talk, event: gr.EventData) -> Any:
         return self._editor.open(talk, int(event.entry))

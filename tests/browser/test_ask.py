@@ -212,6 +212,8 @@ def test_a_file_that_cannot_be_used_is_told_and_everything_stays(
     box(page).fill("a sound\nof this")
     box(page).press("Enter")
     expect(page.get_by_role("alert")).to_contain_text("'broken.png' is damaged")
+    page.wait_for_timeout(1000)  # what comes after each request has nothing to do after this one
+    expect(page.get_by_role("alert")).to_contain_text("'broken.png' is damaged")
     expect(box(page)).to_have_value("a sound\nof this")
     expect(page.locator(".composer .thumbnail-item")).to_have_count(1)
     expect(page.get_by_role("article")).to_have_count(0)
