@@ -139,7 +139,7 @@ def test_an_example_scan_is_read_with_its_badge(page: Page, start: Callable[[str
     generate(page)
     expect(page.locator(".stage.result:visible .frame img")).to_be_visible()
     tab(page, "Gallery")
-    page.get_by_role("button", name=re.compile(", text$")).first.click()
+    page.get_by_role("button", name=re.compile(r", text\b")).first.click()
     for words in ("a house", OF_MEASUREMENT, GUIDED):
         expect(stage(page)).to_contain_text(words)
 
