@@ -141,14 +141,14 @@ class Loader:
         return self.ledger.sizes.get((key, precision)) or bytes_at(self.specs[key].bytes, precision)
 
     def _claim(self, key: str) -> int:
-        """As :meth:`_size`, but all the room that can be had where a model may fit that is thought to be too big.
+        """As :meth:`_size`, but all the room that can be had for a model that would never be let in otherwise.
 
         What is thought of a model that was never loaded is rather too much; once it is built, it is weighed.
         """
-        size, room = self._size(key), self.ledger.budget_bytes - self.ledger.in_use
+        size, budget = self._size(key), self.ledger.budget_bytes
         known = (key, self.precisions[key]) in self.ledger.sizes
-        least = least_bytes_at(self.specs[key].bytes, self.precisions[key])
-        return room if not known and least <= room < size else size
+        least, room = least_bytes_at(self.specs[key].bytes, self.precisions[key]), budget - self.ledger.in_use
+        return room if size > budget and not known and least <= room else size
 
     # ------------------------------------------------------------------------------------------- in the thread
 
