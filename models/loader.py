@@ -43,7 +43,7 @@ def compute_alone() -> None:
     OpenMP keeps helpers for every thread that ever computed on several. As soon as there are more of them than cores,
     those of all threads sleep between operations instead of waiting awake, and small models take twice as long.
     """
-    torch.zeros(1).add(1)  # torch sets its own number of threads at a thread's first operation
+    torch.get_num_threads()  # torch sets its own number for a thread when that first asks, and would undo ours
     threadpool_limits(limits=1, user_api="openmp")
 
 
