@@ -31,6 +31,7 @@ from transformers import (
 
 from models.errors import UserError
 from models.picture_text import PictureText, PictureTextConfig, load_picture_text
+from models.pretrained import pretrained
 from models.sound_text import SoundText, load_sound_text
 
 CONFIG, PREPROCESSOR = "config.json", "preprocessor_config.json"
@@ -174,7 +175,7 @@ def _positions(config: ClapTextConfig) -> int:
 @torch.no_grad()
 def audioldm_words(folder: Path, words: Sequence[str]) -> Tensor:
     """What an AudioLDM folder's own CLAP (``text_encoder``, ``tokenizer``) makes of texts: unit vectors (B, D)."""
-    tower = _pretrained(ClapTextModelWithProjection, folder / "text_encoder")
+    tower = pretrained(ClapTextModelWithProjection, folder / "text_encoder")
     tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     tokens = _tokens(tokenizer, words, _positions(tower.config), tower.device)
     return F.normalize(tower(**tokens).text_embeds, dim=-1)
@@ -229,7 +230,7 @@ def load_sound_space(folder: Path, audioldm: Path | None = None) -> SoundText | 
 
 
 def _load_clip(folder: Path) -> PublishedPictureText:
-    clip = _pretrained(CLIPModel, folder)
+    clip = pretrained(CLIPModel, folder)
     reading = json.loads((folder / PREPROCESSOR).read_text())
     size, crop = reading["size"], reading["crop_size"]  # plain numbers in older files
     side = size if isinstance(size, int) else size["shortest_edge"]
@@ -239,7 +240,7 @@ def _load_clip(folder: Path) -> PublishedPictureText:
 
 
 def _load_clap(folder: Path) -> PublishedSoundText:
-    clap = _pretrained(ClapModel, folder)
+    clap = pretrained(ClapModel, folder)
     if clap.config.audio_config.enable_fusion:
         raise UserError(
             f"The CLAP in '{folder}' fuses parts of a sound that it draws at random, which isn't done here.",
@@ -248,14 +249,3 @@ def _load_clap(folder: Path) -> PublishedSoundText:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     extractor = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
     return PublishedSoundText(clap, tokenizer, extractor).eval()
-
-
-def _pretrained(kind: Any, folder: Path) -> Any:
-    """A model of transformers' class ``kind``, which would fill in what the files lack at random."""
-    model, report = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True, output_loading_info=True)
-    lacking = sorted({name for name, _ in model.named_parameters()} & set(report["missing_keys"]))
-    if lacking:
-        raise UserError(
-            f"The weights in '{folder}' lack {len(lacking)} tensors, such as '{lacking[0]}'.", "Fetch the model again."
-        )
-    return model.eval()

@@ -8,7 +8,6 @@ Shapes: B objects, N latents of D dimensions, P points, R voxels a side.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from transformers import CLIPTextModelWithProjection, CLIPTokenizer, CLIPVisionM
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 from models.errors import UserError
+from models.pretrained import pretrained, read_config
 
 POINTS_AT_ONCE = 2**16
 MOST_STEPS = 256
@@ -179,14 +179,14 @@ def load_shap_e(folder: Path) -> ShapE:
     Weights may be safetensors or ``.bin`` files, of which tensors alone are read. Raises :class:`UserError` if the
     folder holds something else.
     """
-    index = _read(folder / "model_index.json").get("_class_name")
+    index = read_config(folder / "model_index.json").get("_class_name")
     if index not in ("ShapEPipeline", "ShapEImg2ImgPipeline"):
         raise UserError(f"The weights in '{folder}' are no Shap-E.", "It must be openai/shap-e or its img2img.")
-    scheduler = HeunDiscreteScheduler.from_config(_read(folder / "scheduler" / "scheduler_config.json"))
+    scheduler = HeunDiscreteScheduler.from_config(read_config(folder / "scheduler" / "scheduler_config.json"))
     if scheduler.config.prediction_type != "sample":
         raise UserError(f"The schedule in '{folder}' is of another kind than Shap-E's.", "It must predict the sample.")
-    prior = _pretrained(PriorTransformer, folder / "prior")
-    renderer = _pretrained(ShapERenderer, folder / "shap_e_renderer")
+    prior = pretrained(PriorTransformer, folder / "prior")
+    renderer = pretrained(ShapERenderer, folder / "shap_e_renderer")
     reader = _words_reader(folder) if index == "ShapEPipeline" else _pictures_reader(folder)
     needed = sum(rows for rows, _ in renderer.config.param_shapes)
     if (prior.config.num_embeddings, prior.config.embedding_dim) != (needed, renderer.config.d_latent):
@@ -199,34 +199,9 @@ def load_shap_e(folder: Path) -> ShapE:
 def _words_reader(folder: Path) -> WordsReader:
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     tokenizer.pad_token_id = 0  # as Shap-E was trained, whatever the file says
-    return WordsReader(tokenizer, _pretrained(CLIPTextModelWithProjection, folder / "text_encoder"))
+    return WordsReader(tokenizer, pretrained(CLIPTextModelWithProjection, folder / "text_encoder"))
 
 
 def _pictures_reader(folder: Path) -> PicturesReader:
     processor = CLIPImageProcessorPil.from_pretrained(folder / "image_processor", local_files_only=True)
-    return PicturesReader(processor, _pretrained(CLIPVisionModel, folder / "image_encoder"))
-
-
-def _pretrained(kind: Any, folder: Path) -> Any:
-    """A model of a class of diffusers or transformers, either of which would fill in what the files lack at random."""
-    asked: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
-    asked |= {"use_safetensors": any(folder.glob("*.safetensors"))}
-    asked |= {"dtype" if kind.__module__.startswith("transformers") else "torch_dtype": torch.float32}
-    try:
-        model, report = kind.from_pretrained(folder, **asked)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(
-            f"'{folder}' holds no {kind.__name__} that can be loaded: {error}", "Fetch it again."
-        ) from error
-    lacking = sorted({name for name, _ in model.named_parameters()} & set(report["missing_keys"]))
-    if lacking:
-        raise UserError(
-            f"The weights in '{folder}' lack {len(lacking)} tensors, such as '{lacking[0]}'.", "Fetch the model again."
-        )
-    return model.eval()
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"'{path}' is missing.", "Fetch the model again.")
-    return cast(dict[str, Any], json.loads(path.read_text()))
+    return PicturesReader(processor, pretrained(CLIPVisionModel, folder / "image_encoder"))

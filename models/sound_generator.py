@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
@@ -21,8 +21,10 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from models.ddim import clean_and_noise, mixed, noise_levels
 from models.errors import UserError
 from models.packing import pack_int8, unpack_int8
+from models.pretrained import read_config
 from models.published_spaces import audioldm_words
 
 NULL_CONDITION = "null_condition.safetensors"
@@ -70,7 +72,7 @@ class SoundGenerator(nn.Module):
         Raises :class:`ValueError` for conditions that are no unit vectors and for numbers out of range.
         """
         self._require(conditions, frames, steps, seeds)
-        timesteps, shares = self._schedule(steps)
+        timesteps, shares = noise_levels(self.scheduler, steps)
         shape = (self.channels, frames, self.bands)
         noise = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         latents = torch.stack(noise).to(conditions.device)
@@ -79,8 +81,9 @@ class SoundGenerator(nn.Module):
             def predict(part: Tensor, timestep: Tensor = timestep) -> Tensor:
                 return self._guided(part, timestep, conditions, guidance)
 
-            clean, noisy = self._parts(latents, blend_windows(predict, latents, self.window), shares[step])
-            latents = shares[step + 1] ** 0.5 * clean + (1 - shares[step + 1]) ** 0.5 * noisy
+            predicted = blend_windows(predict, latents, self.window)
+            clean, noise_there = clean_and_noise(self.scheduler, latents, predicted, shares[step])
+            latents = mixed(clean, noise_there, shares[step + 1])
             yield clean, latents
 
     def _guided(self, latents: Tensor, timestep: Tensor, conditions: Tensor, guidance: float) -> Tensor:
@@ -90,24 +93,6 @@ class SoundGenerator(nn.Module):
         both = torch.cat([self.null_condition.expand_as(conditions), conditions])
         null, conditional = self(latents.repeat(2, 1, 1, 1), timestep, both).chunk(2)
         return cast(Tensor, null + guidance * (conditional - null))
-
-    def _schedule(self, steps: int) -> tuple[Tensor, list[float]]:
-        """Time steps, noisiest first, and the share of signal power (alpha bar) at each and after the last.
-
-        A step of ours ends where the next begins. DDIMScheduler's own goes back ``1000 // steps``, which is elsewhere
-        if time steps are spaced from the end and ``steps`` does not divide 1000.
-        """
-        scheduler = DDIMScheduler.from_config(self.scheduler.config)
-        scheduler.set_timesteps(steps)
-        shares = scheduler.alphas_cumprod[scheduler.timesteps].tolist()
-        return scheduler.timesteps, [*shares, float(scheduler.final_alpha_cumprod)]
-
-    def _parts(self, latents: Tensor, prediction: Tensor, share: float) -> tuple[Tensor, Tensor]:
-        """The clean latents and the noise of which ``latents`` are made, by the network's prediction."""
-        signal, noise = share**0.5, (1 - share) ** 0.5
-        if self.scheduler.config.prediction_type == "epsilon":
-            return (latents - noise * prediction) / signal, prediction
-        return signal * latents - noise * prediction, signal * prediction + noise * latents
 
     def _require(self, conditions: Tensor, frames: int, steps: int, seeds: Sequence[int]) -> None:
         dimensions = self.null_condition.numel()
@@ -185,7 +170,7 @@ def load_sound_generator(folder: Path, null_condition: Tensor | None = None) -> 
 
 
 def _load_unet(folder: Path, published: bool) -> UNet2DConditionModel:
-    config = _read(folder / "config.json")
+    config = read_config(folder / "config.json")
     conditioned = config.get("class_embed_type") == "simple_projection" and config.get("class_embeddings_concat")
     if config.get("_class_name") != "UNet2DConditionModel" or not conditioned:
         raise UserError(
@@ -201,7 +186,7 @@ def _load_unet(folder: Path, published: bool) -> UNet2DConditionModel:
 
 def _load_scheduler(folder: Path) -> DDIMScheduler:
     """Whatever sampler a schedule was saved for, DDIM samples with its noise levels."""
-    scheduler = DDIMScheduler.from_config(_read(folder / "scheduler_config.json"))
+    scheduler = DDIMScheduler.from_config(read_config(folder / "scheduler_config.json"))
     if scheduler.config.prediction_type not in ("epsilon", "v_prediction") or scheduler.config.clip_sample:
         raise UserError(
             f"The schedule in '{folder}' is of another kind than a sound generator's.",
@@ -224,11 +209,5 @@ def _load_null_condition(folder: Path) -> Tensor:
 
 def _bands_of(folder: Path) -> int:
     """Latent bands of an AudioLDM folder: mel bands of its vocoder over the factor of its autoencoder."""
-    factor = 2 ** (len(_read(folder / "vae" / "config.json")["block_out_channels"]) - 1)
-    return int(_read(folder / "vocoder" / "config.json")["model_in_dim"]) // factor
-
-
-def _read(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        raise UserError(f"'{path}' is missing.", "Fetch the model again.")
-    return cast(dict[str, Any], json.loads(path.read_text()))
+    factor = 2 ** (len(read_config(folder / "vae" / "config.json")["block_out_channels"]) - 1)
+    return int(read_config(folder / "vocoder" / "config.json")["model_in_dim"]) // factor

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import ClapTextConfig, ClapTextModelWithProjection, SpeechT5HifiGan, SpeechT5HifiGanConfig
 
+from models.ddim import noise_levels
 from models.errors import UserError
 from models.nets.audio_autoencoder import load_audio_autoencoder
 from models.nets.vocoder import load_vocoder
@@ -186,7 +187,7 @@ def test_perfect_predictions_lead_to_the_answer_whatever_the_number_of_steps(ste
 
 def test_our_schedule_begins_in_pure_noise_and_ends_clean() -> None:
     for steps in (1, 7, 20, 333):
-        timesteps, shares = tiny()._schedule(steps)
+        timesteps, shares = noise_levels(tiny().scheduler, steps)
         assert timesteps[0] == 999 and shares[0] == pytest.approx(0, abs=1e-12) and shares[-1] == 1
         assert len(shares) == steps + 1 and shares == sorted(shares)
 
