@@ -29,6 +29,10 @@ def _as(dtype: torch.dtype, tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.to(dtype)
 
 
+def _gradients_wanted(x: Tensor) -> bool:
+    return torch.is_grad_enabled() and x.requires_grad
+
+
 def _replace_weight(layer: nn.Module, weight: Tensor) -> None:
     del layer.weight
     layer.register_buffer("weight", weight)
@@ -97,10 +101,13 @@ class Int8Linear(nn.Linear):
 class RoundingInt8Linear(Int8Linear):
     """Rounds the activations to int8 as well, by row (a token): whole numbers are multiplied twice as fast.
 
-    A row's result does not depend on the others in its batch, nor on which of three ways computes the product.
+    A row's result does not depend on the others in its batch, nor on which of three ways computes the product. Where
+    gradients are wanted nothing is rounded, for rounding has none.
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        if _gradients_wanted(x):
+            return super().forward(x)
         tokens = x.reshape(-1, self.in_features).float()
         largest = tokens.abs().amax(1, keepdim=True)  # no number if one of the row is none, and so is the result then
         scale = (largest / INT8_RANGE).clamp_min(torch.finfo(torch.float32).tiny)
@@ -140,7 +147,7 @@ class Nf4Linear(nn.Linear):
             return F.linear(x, dequantize_blocks(self.weight, self.weight_scale).to(dtype), bias)
         packed, shape = self.weight.view(torch.uint8).view(-1, 1), (self.out_features, self.in_features)
         library = torch.ops.bitsandbytes
-        if x.device.type == "cuda":
+        if x.device.type == "cuda" and not _gradients_wanted(x):
             fused: Tensor = library.gemm_4bit(x, packed, shape, self.weight_scale.flatten(), BLOCK, "nf4", bias)
             return fused
         weight = library.dequantize_4bit(packed, self.weight_scale.flatten(), BLOCK, "nf4", shape, dtype)
