@@ -34,17 +34,18 @@ from app.settings import load_settings
 from app.studio import build_manager
 from benchmarks.report import save, table
 from benchmarks.xbind_speed import speed
+from models.bind import among_words
 from models.manager import ModelManager
 from models.nets.view_diffusion import MASK
 from models.sounding_things import sounding_things
 from pipelines.base import Runtime, precision
 from pipelines.media import Mesh
 from pipelines.spaces import words_vectors
-from pipelines.xbind import optimisation
-from pipelines.xbind.optimisation import JUDGED, PHASES_FROM_NOTHING, Phase, Refinement, has_surface, refined
-from pipelines.xbind.pipeline import PHASES, ShapeMaker, Wanted, XBindParams
-from pipelines.xbind.prompts import Meaning, among_words
-from pipelines.xbind.rendering import UNIT, Framing, render
+from pipelines.xbind.optimisation import JUDGED, Refinement, grey_ball, has_surface, refined
+from pipelines.xbind.phases import PHASES, PHASES_FROM_NOTHING, Phase
+from pipelines.xbind.pipeline import REFINING, ShapeMaker, Wanted, XBindParams
+from pipelines.xbind.prompts import Meaning
+from pipelines.xbind.rendering import Framing, render
 from pipelines.xbind.supervision import Supervision, Weights
 from pipelines.xbind.surface import surface
 from training.evaluator import sentence_table
@@ -62,7 +63,6 @@ PRIOR = "view-diffusion"
 SIDE = 128  # of outlines that are compared
 RANK = 5
 POINTS = 4096  # of a surface, for the distance between two
-BALL = 0.6  # radius of what the optimisation from scratch begins with
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Bench:
     """The models, the training shapes by what may ask for them, and the rows."""
 
     def __init__(self, manager: ModelManager, shapes: Shapes, stack: ExitStack, preset: str) -> None:
-        self.runtime, self.shapes, self.steps = Runtime(manager), shapes, PHASES[preset]
+        self.runtime, self.shapes, self.steps = Runtime(manager), shapes, REFINING[preset]
         keys = ("picture-text", "sentence-encoder", "shape-generator", "shape-autoencoder")
         self.space, self.encoder, self.generator, self.autoencoder = (
             stack.enter_context(manager.lease(key)) for key in keys
@@ -156,7 +156,7 @@ class Bench:
         return grid
 
     def _refined(self, weights: Weights, query: Query, seed: int) -> Tensor:
-        return self._optimised(self._preview(query, seed), weights, query, seed, optimisation.PHASES)
+        return self._optimised(self._preview(query, seed), weights, query, seed, PHASES)
 
     def _from_scratch(self, query: Query, seed: int) -> Tensor:
         ball = grey_ball(self.autoencoder.config.size)
@@ -176,12 +176,6 @@ class Bench:
 
 def is_there(manager: ModelManager, key: str) -> bool:
     return key in manager.specs and not manager.specs[key].source.missing()
-
-
-def grey_ball(size: int) -> Tensor:
-    along = (torch.arange(size) + 0.5) / size * 2 - 1
-    away = torch.stack(torch.meshgrid(along, along, along, indexing="ij")).norm(dim=0, keepdim=True)
-    return torch.cat([((away - BALL) / UNIT).clamp(-1, 1), torch.full((3, size, size, size), 0.5)])
 
 
 # ----------------------------------------------------------------------------------------------------------- measures
@@ -324,7 +318,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the table of shapes")
     parser.add_argument("--count", type=int, default=40, help="objects of a split")
-    parser.add_argument("--preset", choices=PHASES, default="fine", help="of the optimisation; preview: without it")
+    parser.add_argument("--preset", choices=REFINING, default="fine", help="of the optimisation; preview: without it")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     manager = build_manager(load_settings(profile="lite"))

@@ -21,7 +21,7 @@ from models.manager import ModelManager
 from pipelines.base import Produced, Runtime
 from pipelines.formats.mesh_views import MeshViews
 from pipelines.media import Mesh, Text
-from pipelines.xbind.pipeline import PHASES, XBind, XBindParams
+from pipelines.xbind.pipeline import REFINING, XBind, XBindParams
 from training.pictures import data_folder
 from training.shapes import Shapes, Split, load_shapes
 
@@ -68,7 +68,7 @@ def page(labels: Sequence[str], turntables: Sequence[np.ndarray]) -> Image.Image
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", help="folder of the table of shapes")
-    parser.add_argument("--preset", choices=PHASES, default="preview")
+    parser.add_argument("--preset", choices=REFINING, default="preview")
     arguments = parser.parse_args()
     shapes = load_shapes(data_folder(arguments.data), share_alike=True)
     known = first_by_hash(shapes, "train", KNOWN)

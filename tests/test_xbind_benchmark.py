@@ -113,7 +113,7 @@ def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: b
     manager: ModelManager = (refining_manager if refines else shape_manager)(tmp_path / "models")
     monkeypatch.setattr(shapes, "STATE", tmp_path / "state")
     monkeypatch.setattr(report, "RESULTS", tmp_path / "results")
-    monkeypatch.setitem(pipeline.PHASES, "fine", (1, 1, 1))
+    monkeypatch.setitem(pipeline.REFINING, "fine", (1, 1, 1))
     monkeypatch.setattr(xbind_speed, "RUNS", 1)
     for constant, small in {"JUDGED_SIDE": 16, "SHOWN_SIDE": 16, "FROZEN": 4}.items():
         monkeypatch.setattr(optimisation, constant, small)

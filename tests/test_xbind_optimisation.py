@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch.nn import functional as F
 from models.errors import UserError
 from models.nets.view_diffusion import CHANNELS, COLORS, MASK, Given, ViewDiffusion, ViewDiffusionConfig
 from pipelines.base import Progress, Runtime
+from pipelines.crossflow.sampling import to_pixels
 from pipelines.xbind import optimisation
-from pipelines.xbind.optimisation import JUDGED, PHASES, Refinement, has_surface, refined
+from pipelines.xbind.optimisation import JUDGED, Refinement, has_surface, refined
+from pipelines.xbind.phases import PHASES
 from pipelines.xbind.rendering import Cameras, Framing, lit, render
-from pipelines.xbind.supervision import REFERENCE, Supervision, Weights
+from pipelines.xbind.supervision import REFERENCE, Chance, Supervision, Weights
 from tests.box_shapes import boxes
 from tests.tiny_models import manager_of
 from tests.tiny_shapes import ball
@@ -27,6 +30,7 @@ CONFIG = ViewDiffusionConfig(side=24, condition_width=WIDTH, widths=(8,), heads=
 STEPS = (40, 20, 20)
 
 SMALL = 24  # pixels of a side
+EVERYTHING = replace(PHASES[0], planar=1.0)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,6 +103,11 @@ def refinement(
     return Refinement(start, supervision, seed, steps, most)
 
 
+def supervision_of(made: Refinement) -> Supervision:
+    assert isinstance(made.supervision, Supervision)
+    return made.supervision
+
+
 def overlap(grid: Tensor, truth: Tensor) -> float:
     one, other = grid[0] < 0, truth[0] < 0
     return float((one & other).sum() / (one | other).sum())
@@ -137,8 +146,9 @@ def test_every_supervision_alone_says_something(weights: Weights) -> None:
 def test_nothing_is_changed_if_nothing_supervises() -> None:
     made = refinement(Weights(0, 0, 0), steps=(2, 2, 2))
     events = list(made.run())
-    assert not made.addition.any() and isinstance(made.supervision.prior, Knowing) and not made.supervision.prior.calls
-    assert "preview" in events[-1].message
+    prior = supervision_of(made).prior
+    assert not made.addition.any() and isinstance(prior, Knowing) and not prior.calls
+    assert "it stays" in events[-1].message
 
 
 def test_every_step_is_told_and_every_phase_shown(usual: tuple[Refinement, list[Progress]]) -> None:
@@ -196,7 +206,7 @@ def test_what_got_worse_is_not_kept() -> None:
     made = refinement(Weights(1, 1, 0), truth=wrong, start=a_truth(), steps=(6, 3, 3))
     events = list(made.run())
     assert not made.addition.any() and made.current.any()
-    assert events[-1].message.startswith("The preview is nearer to what is asked for")
+    assert events[-1].message.startswith("What it began with is nearer to what is asked for")
 
 
 @pytest.mark.parametrize(("calls", "phase"), [(1, "coarse field"), (5, "geometry"), (8, "texture")])
@@ -236,9 +246,11 @@ def test_the_reference_is_the_nearest_of_those_drawn() -> None:
     made = refinement()
     [seen] = render(made.start, REFERENCE, made.framing, 24)
     [true] = render(a_truth(), REFERENCE, made.framing, 24)
-    reference = made.supervision.draw_reference(seen)
-    torch.testing.assert_close(reference, true.clamp(-1, 1), atol=0.02, rtol=0)
-    torch.testing.assert_close(made.supervision.draw_reference(true), true, atol=0.02, rtol=0)
+    supervision = supervision_of(made)
+    for beginning in (seen, true):
+        shown = supervision.draw_reference(beginning)
+        torch.testing.assert_close(supervision.reference, true.clamp(-1, 1), atol=0.02, rtol=0)
+        assert np.array_equal(shown.pixels, to_pixels(lit(supervision.reference[None]))[0])
 
 
 def test_views_as_they_should_be_are_left_alone() -> None:
@@ -247,11 +259,53 @@ def test_views_as_they_should_be_are_left_alone() -> None:
         torch.cat([REFERENCE.azimuths, torch.tensor([2.0])]), torch.cat([REFERENCE.elevations, torch.tensor([0.3])])
     )
     true = render(a_truth(), cameras, made.framing, 24)
-    made.supervision.reference = true[0]
-    assert made.supervision.slope(true, cameras, 0.5, 1.0).abs().max() < 1e-4
+    supervision_of(made).reference = true[0]
+    assert made.supervision.slope(true, cameras, 0.5, EVERYTHING).abs().max() < 1e-4
     empty = torch.full((2, CHANNELS, 24, 24), -1.0)
-    slope = made.supervision.slope(empty, cameras, 0.5, 1.0)
+    slope = made.supervision.slope(empty, cameras, 0.5, EVERYTHING)
     assert slope[:, MASK].sum() < 0 and slope[1, COLORS].abs().sum() > 0
+
+
+class Unsure(ViewDiffusion):
+    """Takes everything for a grey as light as its noise is strong."""
+
+    def forward(self, noisy: Tensor, times: Tensor, given: Given) -> Tensor:
+        angle = times[:, None, None, None] * torch.pi / 2
+        clean = times[:, None, None, None].expand_as(noisy) / 2
+        return (angle.cos() * noisy - clean) / angle.sin()
+
+
+def test_consistency_distillation_is_what_it_takes_it_for_nearer_to_clean_less_what_it_takes_it_for() -> None:
+    made = refinement(Weights(2, 0, 0))
+    supervision = supervision_of(made)
+    phase, cameras = replace(EVERYTHING, distillation="cds"), Cameras.of((0, 0))
+    views = torch.zeros(1, CHANNELS, 24, 24)
+    supervision.prior = Unsure(CONFIG)
+    slopes = [supervision.slope(views, cameras, 0.3, phase) for _ in range(3)]
+    scale = 2 * 2 / 24**2
+    for slope in slopes:
+        gap = -slope / scale * 2
+        assert gap.std() < 1e-4 and 0.1 <= gap.mean() <= 0.3  # of the times of the two
+    assert len({round(float(slope.mean()), 9) for slope in slopes}) == 3
+
+
+def test_of_a_prior_that_is_sure_consistency_distillation_learns_nothing() -> None:
+    """The fact sheet's finding; what still moves is the reference's own view."""
+    phases = tuple(replace(phase, distillation="cds") for phase in PHASES)
+    sure = refinement(Weights(1, 0, 0), steps=(3, 2, 2))
+    sure.phases = phases  # type: ignore[assignment]
+    list(sure.run())
+    usual = refinement(Weights(1, 0, 0), steps=(3, 2, 2))
+    list(usual.run())
+    assert sure.score - sure.start_score < 0.2 * (usual.score - usual.start_score)
+
+
+def test_noise_of_consistency_distillation_stays_and_that_of_scores_does_not() -> None:
+    chance, views = Chance(3), torch.zeros(1, 2)
+    fixed, scores = replace(EVERYTHING, distillation="cds"), EVERYTHING
+    assert torch.equal(chance.noise(views, fixed), chance.noise(views, fixed))
+    assert not torch.equal(chance.noise(views, scores), chance.noise(views, scores))
+    assert chance.later(0.97) == 0.98 and 0.3 < chance.later(0.2) < 0.5
 
 
 def test_gradients_that_a_space_cannot_give_are_asked_for_in_vain() -> None:
@@ -262,7 +316,7 @@ def test_gradients_that_a_space_cannot_give_are_asked_for_in_vain() -> None:
         def embed_pictures(self, pixels: Tensor) -> Tensor:
             return super().embed_pictures(pixels)
 
-    made.supervision.space = Blind()
+    supervision_of(made).space = Blind()
     with pytest.raises(UserError, match="no gradients") as refusal:
         list(made.run())
     assert "similarity_weight" in refusal.value.hint

@@ -13,6 +13,7 @@ import trimesh
 from torch import nn
 from torch.nn import functional as F
 
+from models.bind import among_words
 from models.catalog import catalog
 from models.errors import Cancelled, UserError
 from models.manager import ModelManager
@@ -97,9 +98,9 @@ def test_a_blend_goes_from_the_words_to_the_example(manager: ModelManager, shown
 def test_a_sound_becomes_the_words_that_are_near_it() -> None:
     said = torch.eye(3)
     heard = F.normalize(torch.tensor([0.1, 0.9, 0.2]), dim=0)
-    vector, nearest = prompts.among_words(heard, said)
+    vector, nearest = among_words(heard, said)
     assert nearest == 1 and float(vector.norm()) == pytest.approx(1) and float(vector[1]) > 0.999
-    between, _ = prompts.among_words(F.normalize(torch.tensor([1.0, 1.0, 0.0]), dim=0), said)
+    between, _ = among_words(F.normalize(torch.tensor([1.0, 1.0, 0.0]), dim=0), said)
     torch.testing.assert_close(between, F.normalize(torch.tensor([1.0, 1.0, 0.0]), dim=0))
 
 

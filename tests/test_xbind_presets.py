@@ -39,7 +39,7 @@ def small_pictures() -> Iterator[None]:
 
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(pipeline.PHASES, "draft", (4, 3, 3))
+    monkeypatch.setitem(pipeline.REFINING, "draft", (4, 3, 3))
 
 
 def refining_manager(
@@ -117,6 +117,35 @@ def test_what_is_stopped_is_kept_with_its_steps_as_its_recipe(manager: ModelMana
     assert all(row.leases == 0 for row in manager.status())
 
 
+def test_from_scratch_it_begins_with_a_ball_whatever_the_preview(manager: ModelManager, short: None) -> None:
+    progress, [made], _ = run(manager, start="scratch")
+    assert [event.step for event in progress] == [0, *range(11), 10] and progress[-1].total == 10
+    across = made.vertices.max(0) - made.vertices.min(0)
+    assert across == pytest.approx(np.ones(3), abs=0.15)  # ten steps on, it still is much like one
+    _, [again], _ = run(manager, start="scratch", steps=5)
+    np.testing.assert_array_equal(made.vertices, again.vertices)
+    assert run(manager, stop_at=0, start="scratch")[1:] == ([], True)
+    _, [stopped], cancelled = run(manager, stop_at=4, start="scratch")
+    assert cancelled and stopped.provenance is not None and stopped.provenance.params["start"] == "scratch"
+
+
+def test_the_distillation_of_each_phase_is_the_one_that_is_asked_for(
+    manager: ModelManager, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    class Watched(optimisation.Refinement):
+        def run(self) -> Iterator[Progress]:
+            asked.append(tuple(phase.distillation for phase in self.phases))
+            return super().run()
+
+    monkeypatch.setattr(pipeline, "Refinement", Watched)
+    run(manager)
+    run(manager, geometry="cds")
+    run(manager, coarse="cds", texture="cds", start="scratch")
+    assert asked == [("sds", "sds", "sds"), ("sds", "cds", "sds"), ("cds", "sds", "cds")]
+
+
 def test_variations_are_refined_one_after_the_other(manager: ModelManager, short: None) -> None:
     progress, made, _ = run(manager, num_shapes=2)
     assert progress[-1].total == progress[-1].step == 22 and len(made) == 2
@@ -172,7 +201,7 @@ def recovered(manager: ModelManager) -> list[Mesh]:
 @pytest.fixture(scope="module")
 def calls_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> int:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(pipeline.PHASES, "draft", (4, 3, 3))
+        patch.setitem(pipeline.REFINING, "draft", (4, 3, 3))
         manager, prior = starving_manager(tmp_path_factory.mktemp("fed"), range(0))
         recovered(manager)
     return prior.calls

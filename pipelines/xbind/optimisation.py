@@ -1,4 +1,4 @@
-"""XBind's optimisation (arXiv 2411.14715) of an object, from its preview, in three phases at a small scale.
+"""XBind's optimisation (arXiv 2411.14715) of an object, from its preview or a ball, in three phases.
 
 What is optimised is an addition to the preview's grid, not its latents. A place in a grid is read by one look-up, where
 latents would need the decoder at every place and a way back through it; a grid's gradients are local, so that geometry
@@ -10,18 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.nets.view_diffusion import CHANNELS
 from pipelines.base import Progress
-from pipelines.crossflow.sampling import to_pixels
 from pipelines.media import Image
-from pipelines.xbind.rendering import SHARPEST, SOFTEST, Cameras, Framing, Frozen, lit, render
-from pipelines.xbind.supervision import REFERENCE, Supervision
+from pipelines.xbind.phases import COLORS, DISTANCES, PHASES, Phase
+from pipelines.xbind.rendering import UNIT, Cameras, Framing, Frozen, render
+from pipelines.xbind.supervision import Supervises
 from pipelines.xbind.views import shaded
 
 CAMERAS = 4  # of a step; the first of them is the reference's
@@ -34,35 +32,9 @@ PREVIEWS = 4  # of a phase
 # Of the gradient's norm at weight 1 (fact sheet: 5 to 20 %). An image encoder takes as long as all else in a step, so
 # it is asked now and then, and weighs the more there.
 SIMILARITY_SHARE, SIMILARITY_EVERY, SIMILARITY_VIEWS = 0.1, 4, 2
+BALL = 0.6  # radius
 SMOOTHNESS = 5e-4  # of the addition, beside the mean squared error of views
 RATE, MOMENTA = 0.02, (0.9, 0.99)  # of Adam, in distances and in colours
-DISTANCES, COLORS = slice(0, 1), slice(1, 4)  # of a grid
-
-
-@dataclass(frozen=True)
-class Phase:
-    """``changed``: the channels of the grid that are optimised, at half its resolution if ``coarse``, by the channels
-    ``seen`` of its views. ``times`` of the noise and ``softness`` of the surface go from the first number to the
-    second; ``planar`` is multiplied with that weight; ``similarity``: whether that loss has a say."""
-
-    name: str
-    coarse: bool
-    changed: slice
-    seen: slice
-    times: tuple[float, float]
-    softness: tuple[float, float]
-    planar: float
-    similarity: bool
-
-
-PHASES = (
-    Phase("coarse field", True, slice(0, 4), slice(0, CHANNELS), (0.45, 0.2), (SOFTEST, SHARPEST), 0.5, True),
-    # By normals and outline alone, and mostly by the prior that knows the sides; an image encoder knows no normals.
-    Phase("geometry", False, DISTANCES, slice(3, CHANNELS), (0.35, 0.05), (SHARPEST, SHARPEST), 0.25, False),
-    Phase("texture", False, COLORS, slice(0, 3), (0.35, 0.02), (SHARPEST, SHARPEST), 1.0, True),
-)
-# What begins with no object needs one first. What begins with a preview loses what its prior does not know.
-PHASES_FROM_NOTHING = (replace(PHASES[0], times=(0.85, 0.35)), *PHASES[1:])
 Draw = Callable[[Tensor, float], tuple[Tensor, Cameras]]  # a grid and its softness -> views of it and their cameras
 
 
@@ -81,7 +53,7 @@ class Refinement:
     def __init__(
         self,
         start: Tensor,
-        supervision: Supervision,
+        supervision: Supervises,
         seed: int,
         steps: tuple[int, int, int],
         most: int = 10**9,
@@ -100,15 +72,14 @@ class Refinement:
         """Yields after every step, now and then with a turntable; first with the reference view."""
         if self.supervision.weights.stereoscopic:
             with torch.no_grad():
-                [seen] = render(self.start, self._on_device(REFERENCE), self.framing, self._side)
-            reference = self.supervision.draw_reference(seen)
-            yield Progress(0, self.total, "Drew the view to go by", Image(to_pixels(lit(reference[None]))[0]))
+                [seen] = render(self.start, self._on_device(self.supervision.camera), self.framing, self._side)
+            yield Progress(0, self.total, "Drew the view to go by", self.supervision.draw_reference(seen))
         for phase, steps in zip(self.phases, self.steps, strict=True):
             count = min(steps, self.total - self.done)
             if count:
                 yield from self._phase(phase, steps, count)
         better = self.score > self.start_score
-        verdict = "Refined." if better else "The preview is nearer to what is asked for, so it stays."
+        verdict = "Refined." if better else "What it began with is nearer to what is asked for, so it stays."
         yield Progress(self.total, self.total, " ".join([verdict, *self.notes]))
 
     def settle(self) -> None:
@@ -159,10 +130,8 @@ class Refinement:
         addition[phase.changed] += placed.detach()
         grid = refined(self.start, addition).requires_grad_()
         views, cameras = draw(grid, _between(phase.softness, share))
-        wanted = self.supervision.slope(views.detach(), cameras, _between(phase.times, share), phase.planar)
-        kept = torch.zeros_like(wanted)
-        kept[:, phase.seen] = wanted[:, phase.seen]
-        [slope] = torch.autograd.grad(views, grid, kept)
+        wanted = self.supervision.slope(views.detach(), cameras, _between(phase.times, share), phase)
+        [slope] = torch.autograd.grad(views, grid, wanted)
         if phase.similarity and asks and self.supervision.weights.similarity:
             slope = _joined(slope, self._similarity(grid), phase, self.supervision.weights.similarity)
         torch.autograd.backward([placed, _roughness(placed)], [slope[phase.changed], None])
@@ -178,7 +147,7 @@ class Refinement:
     def _draw_anew(self, grid: Tensor, softness: float) -> tuple[Tensor, Cameras]:
         """From the reference's camera and others all around."""
         others = self._cameras(CAMERAS - 1)
-        first = self._on_device(REFERENCE)
+        first = self._on_device(self.supervision.camera)
         cameras = Cameras(
             torch.cat([first.azimuths, others.azimuths]), torch.cat([first.elevations, others.elevations])
         )
@@ -188,7 +157,7 @@ class Refinement:
         """As long as the geometry stays, what the cameras see of it is found once."""
         distances = refined(self.start, self.current)[0]
         others = self._cameras(FROZEN - 1)
-        known = [self._on_device(REFERENCE), *(others[[index]] for index in range(len(others)))]
+        known = [self._on_device(self.supervision.camera), *(others[[index]] for index in range(len(others)))]
         frozen = [Frozen.of(distances, one, self.framing, self._side) for one in known]
 
         def draw(grid: Tensor, _: float) -> tuple[Tensor, Cameras]:
@@ -204,7 +173,7 @@ class Refinement:
 
     @property
     def _side(self) -> int:
-        return self.supervision.prior.config.side
+        return self.supervision.side
 
     def _cameras(self, count: int) -> Cameras:
         """Evenly around from a random beginning, at random heights."""
@@ -240,6 +209,13 @@ def refined(grid: Tensor, addition: Tensor) -> Tensor:
     """A grid (4, R, R, R) and what is added to it, at any resolution, (4, r, r, r)."""
     total = grid + _at_size(addition, len(grid[0]))
     return torch.cat([total[DISTANCES].clamp(-1, 1), total[COLORS].clamp(0, 1)])
+
+
+def grey_ball(size: int) -> Tensor:
+    """The grid (4, R, R, R) of what an optimisation from scratch begins with."""
+    along = (torch.arange(size) + 0.5) / size * 2 - 1
+    away = torch.stack(torch.meshgrid(along, along, along, indexing="ij")).norm(dim=0, keepdim=True)
+    return torch.cat([((away - BALL) / UNIT).clamp(-1, 1), torch.full((3, size, size, size), 0.5)])
 
 
 def has_surface(grid: Tensor) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import torch
 from pydantic import Field
@@ -33,9 +33,11 @@ from pipelines.base import (
 )
 from pipelines.fmri.pipeline import FMRIParams, is_measured
 from pipelines.media import Artifact, Audio, BrainScan, Image, Mesh, Text
-from pipelines.xbind.optimisation import Refinement, has_surface, refined
+from pipelines.xbind.optimisation import Refinement, grey_ball, has_surface, refined
+from pipelines.xbind.params import ObjectParams
+from pipelines.xbind.phases import PHASES, PHASES_FROM_NOTHING
 from pipelines.xbind.prompts import Meaning, Prompt
-from pipelines.xbind.supervision import Supervision, Weights
+from pipelines.xbind.supervision import Supervision
 from pipelines.xbind.surface import NoSurfaceError, is_one_piece, no_object, surface
 from pipelines.xbind.views import shaded
 
@@ -48,23 +50,12 @@ CANDIDATES = 4  # at most, for one object; one in twenty of the first comes in p
 PREVIEW_RESOLUTION, PREVIEW_SIDE = 32, 128
 AZIMUTH, ELEVATION = 30.0, 20.0  # degrees
 # Steps of the optimisation's phases: coarse field, geometry, texture. "fine" takes about a minute on two cores.
-PHASES: dict[str, tuple[int, int, int]] = {"preview": (0, 0, 0), "draft": (40, 40, 40), "fine": (120, 100, 100)}
-MOST_REFINE_STEPS = max(sum(steps) for steps in PHASES.values())
+REFINING: dict[str, tuple[int, int, int]] = {"preview": (0, 0, 0), "draft": (40, 40, 40), "fine": (120, 100, 100)}
+MOST_REFINE_STEPS = max(sum(steps) for steps in REFINING.values())
 REFINE_EFFORT = 4  # of a step of the optimisation, in steps of the flow
 
 
-class XBindParams(Params):
-    preset: Literal["preview", "draft", "fine"] = Field(
-        "preview", description="A preview is there in seconds. draft and fine go on from it for a minute or two."
-    )
-    num_shapes: int = Field(1, ge=1, le=4, description="Variations to make at once, each from its own seed.")
-    share: float = Field(
-        0.5, ge=0, le=1, description="With words and an example: how far to go from the words to the example."
-    )
-    background: Literal["remove", "keep"] = Field(
-        "remove", description="With a picture: whether its object is first cut out of a plain background."
-    )
-    size: float = Field(1.0, ge=0.01, le=100, description="Metres of its longest side.")
+class XBindParams(ObjectParams):
     steps: int = Field(
         20, ge=1, le=200, description="Steps of the flow: more are slower and finer.", json_schema_extra=ADVANCED
     )
@@ -82,26 +73,6 @@ class XBindParams(Params):
         description="Voxels a side from which the surface is made: more are slower and finer.",
         json_schema_extra=ADVANCED,
     )
-    num_faces: int = Field(
-        20_000, ge=200, le=100_000, description="At most this many triangles.", json_schema_extra=ADVANCED
-    )
-    planar_weight: float = Field(
-        1.0,
-        ge=0,
-        le=10,
-        description="Refining: weight of how a view of what is asked for should look.",
-        json_schema_extra=ADVANCED,
-    )
-    stereoscopic_weight: float = Field(
-        1.0,
-        ge=0,
-        le=10,
-        description="Refining: weight of how other sides should look, given one.",
-        json_schema_extra=ADVANCED,
-    )
-    similarity_weight: float = Field(
-        1.0, ge=0, le=10, description="Refining: weight of meaning what is asked for.", json_schema_extra=ADVANCED
-    )
     refine_steps: int = Field(
         MOST_REFINE_STEPS,
         ge=1,
@@ -113,7 +84,7 @@ class XBindParams(Params):
     @property
     def refinement(self) -> int:
         """Steps of the optimisation of one object."""
-        return min(sum(PHASES[self.preset]), self.refine_steps)
+        return min(sum(REFINING[self.preset]), self.refine_steps)
 
 
 class XBind(Pipeline):
@@ -203,7 +174,9 @@ class XBind(Pipeline):
 
         with ExitStack() as stack:
             maker = ShapeMaker.lease(runtime, stack)
-            latents = yield from maker.make(wanted, params)
+            latents: Sequence[Tensor | None] = [None] * len(wanted)
+            if params.needs_preview:
+                latents = yield from maker.make(wanted, params)
             if params.refinement:
                 for number, pair in enumerate(zip(wanted, latents, strict=True)):
                     item, steps = yield from maker.refine(*pair, params, number, len(wanted))
@@ -254,6 +227,8 @@ class ShapeMaker:
 
     def flow_steps(self, count: int, params: XBindParams) -> int:
         """Of ``count`` objects, as many at once as may be."""
+        if not params.needs_preview:
+            return 0
         return -(-count // self.runtime.micro_batch) * params.steps
 
     def make(self, wanted: Sequence[Wanted], params: XBindParams) -> Generator[Progress, None, list[Tensor]]:
@@ -301,44 +276,49 @@ class ShapeMaker:
                 return candidate
         return first
 
-    def object(self, wanted: Wanted, latents: Tensor, params: XBindParams, addition: Tensor | None = None) -> Mesh:
-        """(3, C, p, p), and what the optimisation adds to its grid -> the object.
+    def object(
+        self, wanted: Wanted, latents: Tensor | None, params: XBindParams, addition: Tensor | None = None
+    ) -> Mesh:
+        """(3, C, p, p), or nothing for a ball, and what the optimisation adds to its grid -> the object.
 
         One at a time, since a grid takes far more room than its latents. Raises :class:`UserError` if it has no
         surface.
         """
-        [grid] = self._grids(latents[None], params.resolution)
+        grid = self._begun(latents, params.resolution)
         try:
             return surface(grid if addition is None else refined(grid, addition.cpu()), params.num_faces, params.size)
         except NoSurfaceError:
             raise no_object(wanted.seed) from None
 
     def refine(
-        self, wanted: Wanted, latents: Tensor, params: XBindParams, number: int, count: int
+        self, wanted: Wanted, latents: Tensor | None, params: XBindParams, number: int, count: int
     ) -> Generator[Progress, None, tuple[Mesh, int]]:
         """Optimise the object ``number`` of ``count``: it, and the steps taken; told to stop, the best so far."""
-        if self.runtime.cancelled.is_set():
+        if self.runtime.cancelled.is_set() and latents is not None:
             return self.object(wanted, latents, params), 0
         flow = self.flow_steps(count, params)
-        weights = Weights(params.planar_weight, params.stereoscopic_weight, params.similarity_weight)
         with self.runtime.lease("view-diffusion") as prior, self.runtime.lease("picture-text") as space:
-            supervision = Supervision(prior, space, wanted.meaning.vector, weights, wanted.seed, self.runtime)
+            supervision = Supervision(prior, space, wanted.meaning.vector, params.weights, wanted.seed, self.runtime)
             start = self.start(wanted, latents)
-            refinement = Refinement(start, supervision, wanted.seed, PHASES[params.preset], params.refine_steps)
+            steps, most = REFINING[params.preset], params.refine_steps
+            phases = params.phases(PHASES_FROM_NOTHING if latents is None else PHASES)
+            refinement = Refinement(start, supervision, wanted.seed, steps, most, phases)
             for event in refinement.run():
                 if self.runtime.cancelled.is_set():
                     refinement.settle()
                     break
                 step = flow + number * params.refinement + event.step
                 yield Progress(step, flow + count * params.refinement, event.message, event.preview)
+        if latents is None and not refinement.done:
+            self.runtime.raise_if_cancelled()  # a mere ball is no object
         return self.object(wanted, latents, params, refinement.addition), refinement.done
 
-    def start(self, wanted: Wanted, latents: Tensor) -> Tensor:
+    def start(self, wanted: Wanted, latents: Tensor | None) -> Tensor:
         """The grid (4, R, R, R) that is optimised, on the models' device, at the resolution that its decoder learned.
 
         Raises :class:`UserError` if it has no surface.
         """
-        [grid] = self._grids(latents[None], self.autoencoder.config.size)
+        grid = self._begun(latents, self.autoencoder.config.size)
         if not has_surface(grid):
             raise no_object(wanted.seed)
         return grid.to(self.runtime.models.device)
@@ -348,6 +328,10 @@ class ShapeMaker:
         grids = self._grids(latents[:SHOWN], PREVIEW_RESOLUTION)
         pictures = [shaded(grid, AZIMUTH, ELEVATION, PREVIEW_SIDE) for grid in grids]
         return Image(torch.cat(pictures, 1).numpy())
+
+    def _begun(self, latents: Tensor | None, resolution: int) -> Tensor:
+        """What the optimisation adds to, (4, R, R, R) on the CPU."""
+        return grey_ball(resolution) if latents is None else self._grids(latents[None], resolution)[0]
 
     def _grids(self, latents: Tensor, resolution: int) -> Tensor:
         """Latents (B, 3, C, p, p) -> (B, 4, R, R, R) float32 on the CPU."""

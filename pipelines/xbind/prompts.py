@@ -8,7 +8,6 @@ from typing import Self
 
 import numpy as np
 from torch import Tensor
-from torch.nn import functional as F
 
 from models.errors import UserError
 from models.sounding_things import sounding_things
@@ -22,9 +21,21 @@ from pipelines.xbind.cut_out import cut_out, things_in
 MANY = 8  # things in a picture; one thing has up to seven parts that stand apart (icons of the training shapes)
 SAME_COLOUR = 8  # of 255: what compression does to a single colour
 SHOWN = "what the picture shows"
-SHARPNESS = 0.02  # difference of cosines by which one word counts e times another
 HINT = "Say in a few words what to make, such as 'a wooden chair'."
 Example = Image | Audio | BrainScan  # which is to be met in spirit
+
+
+@dataclass(frozen=True)
+class Senses:
+    """Keys of the models: of the ``space`` of words and pictures, and of the ``ears`` that hear into it; ``by_words``:
+    whether what they hear is led to the words that are near."""
+
+    space: str = "picture-text"
+    ears: str = "bind-audio"
+    by_words: bool = True
+
+
+SENSES = Senses()
 
 
 @dataclass(frozen=True)
@@ -65,59 +76,53 @@ class Prompt:
         """A picture's object cut out of its background."""
         return replace(self, example=cut_out(self.example)) if isinstance(self.example, Image) else self
 
-    def meaning(self, share: float, runtime: Runtime) -> Meaning:
+    def meaning(self, share: float, runtime: Runtime, senses: Senses = SENSES) -> Meaning:
         """``share``: of the way from the words to the example."""
         if self.words is None or (self.example is not None and share == 1):
-            met = self._met(runtime)
+            met = self._met(runtime, senses)
             return replace(met, note=f"Making {met.note}")
-        said, heard = words_vector("picture-text", self.words, runtime)
+        said, heard = words_vector(senses.space, self.words, runtime)
         note = f'Making "{heard[:80]}"'
         if self.example is None or share == 0:
             return Meaning(said[0], note)
         from models.bridges import slerp
 
-        met = self._met(runtime)
+        met = self._met(runtime, senses)
         return Meaning(slerp(said[0], met.vector, share), f"{note} and {met.note}", met.badge)
 
-    def _met(self, runtime: Runtime) -> Meaning:
+    def _met(self, runtime: Runtime, senses: Senses) -> Meaning:
         """Of the example."""
         if isinstance(self.example, BrainScan):
-            return _decoded(self.example, runtime)
+            return _decoded(self.example, runtime, senses)
         if isinstance(self.example, Audio):
-            return _heard(self.example, runtime)
+            return _heard(self.example, runtime, senses)
         assert self.example is not None
         count = things_in(self.example)
         note = f"what the {count} things in the picture have in common; crop it to one" if count >= MANY else SHOWN
-        with runtime.lease("picture-text") as space:
+        with runtime.lease(senses.space) as space:
             return Meaning(picture_vector(space, self.example, runtime), note)
 
 
-def _heard(sound: Audio, runtime: Runtime) -> Meaning:
-    """Where words are for what sounds like it."""
+def _heard(sound: Audio, runtime: Runtime, senses: Senses) -> Meaning:
+    if not senses.by_words:
+        with runtime.lease(senses.ears) as space:
+            return Meaning(sound_vector(space, sound, runtime), "what is heard")
+    from models.bind import among_words
+
     things = sounding_things()
-    said = words_vectors("picture-text", things, runtime)
-    with runtime.lease("bind-audio") as space:
+    said = words_vectors(senses.space, things, runtime)
+    with runtime.lease(senses.ears) as space:
         vector, nearest = among_words(sound_vector(space, sound, runtime), said)
     return Meaning(vector, f"what is heard, perhaps {things[nearest]}")
 
 
-def among_words(heard: Tensor, said: Tensor) -> tuple[Tensor, int]:
-    """The mean of the words' unit vectors ``said`` (K, D), each weighted by how near a sound's ``heard`` (D,) is; and
-    the nearest.
-
-    Sounds lie beside words and pictures but not among them, and what the generator makes of such a place is nothing
-    in particular: of 14 known things that sound it made none that a judge has among five, and four this way.
-    """
-    cosines = said @ heard.to(said)
-    return F.normalize((cosines / SHARPNESS).softmax(0) @ said, dim=0), int(cosines.argmax())
-
-
-def _decoded(scan: BrainScan, runtime: Runtime) -> Meaning:
-    """The mean of all its trials. Of a measured brain a category is decoded, and its name is read."""
+def _decoded(scan: BrainScan, runtime: Runtime, senses: Senses) -> Meaning:
+    """The mean of all its trials. Of a measured brain a category is decoded, and its name is read; so is that of what
+    is nearest, if the space is not the decoder's."""
     reading = decoded(scan, FMRIParams(), runtime)
-    vector = reading.semantic
+    vector = reading.semantic if senses.space == SENSES.space else None
     if vector is None:
-        vector = words_vector("picture-text", reading.sentence, runtime)[0][0]
+        vector = words_vector(senses.space, reading.sentence, runtime)[0][0]
     return Meaning(vector, f"what was decoded, perhaps {reading.sentence}", reading.badge)
 
 
