@@ -329,7 +329,8 @@ def _chosen_precisions(
 ) -> dict[str, Precision]:
     if settings.precision != "auto":
         return dict.fromkeys(specs, settings.precision)
-    sets = [[specs[key].bytes for key in pipeline.models if key in specs] for pipeline in registry]
+    needed = [pipeline.together or pipeline.models for pipeline in registry]
+    sets = [[specs[key].bytes for key in keys if key in specs] for keys in needed]
     speeds = measured_speeds(device)
     fits = choose_precision(max(map(sum, sets), default=0), budget, speeds)
     # Without products of whole numbers, or with faster ones of bfloat16, int8 would cost speed.

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from models.full_brain_models import neuropictor
-from models.full_shape_models import shape_models
+from models.full_shape_models import shape_models, xbind_models
 from models.full_sound_models import clipsonic_models, description_models, sound_models, unpublished
 from models.lite_models import lite_models
 from models.request_models import LANGUAGE_MODEL_FILES, load_language_model
@@ -69,6 +69,7 @@ def full_models(pixels: Pixels) -> list[ModelSpec]:
         *sound_models(),
         *clipsonic_models(),
         *shape_models(),
+        *xbind_models(),
         unpublished("bind-audio", "training.bind_audio", "models.bind", "load_bind_audio"),
         unpublished(
             "shape-generator", "training.shape_generator", "models.nets.shape_generator", "load_shape_generator"

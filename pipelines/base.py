@@ -150,6 +150,7 @@ class Pipeline(ABC):
     routes: ClassVar[tuple[Route, ...]]
     params_type: ClassVar[type[Params]]
     models: ClassVar[tuple[str, ...]]
+    together: ClassVar[tuple[str, ...]] = ()  # of the models, those that a run needs at one time; none: all
     examples: ClassVar[tuple[tuple[str, ...], ...]] = ()  # texts of the inputs, to click on
     example_files: ClassVar[tuple[Path, ...]] = ()  # for the one input of the first route, to click on
     is_edit: ClassVar[bool] = False  # changes something by plain means, or shows it in another medium; no model
@@ -272,8 +273,9 @@ def installed_registry(profile: Literal["lite", "full"] = "lite") -> Registry:
     from pipelines.shap_e.pipeline import ShapE
     from pipelines.v2a_mapper.pipeline import V2AMapper
     from pipelines.xbind.pipeline import XBind
+    from pipelines.xbind_published.pipeline import PublishedXBind
 
-    shapes = [] if profile == "lite" else [ShapE()]
+    shapes = [] if profile == "lite" else [ShapE(), PublishedXBind()]
     maps = SmallNeuroPictorPipeline() if profile == "lite" else NeuroPictorPipeline()
     sounds = [V2AMapper(), AudioLDM(), CLIPSonic()]
     built_in = [CrossFlow(), CrossFlowMorph(), *sounds, *shapes, XBind(), Describe(), FMRI(), maps]

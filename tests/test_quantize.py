@@ -19,13 +19,14 @@ from torch import nn
 from app import studio
 from app.settings import Settings
 from models import quantized_layers
-from models.catalog import shipped
+from models.catalog import catalog, shipped
 from models.modules import bytes_of
 from models.nets.crossflow import CrossFlow
 from models.precision import PRECISIONS, Precision
 from models.quantize import apply_precision, bytes_at, choose_precision, storage
 from models.quantized_layers import Int8Linear, Layer, Nf4Linear, RoundingInt8Linear
 from models.speeds import Speeds, measured_speeds
+from pipelines.xbind_published.pipeline import PublishedXBind
 from tests.quantized_models import CPU, MODELS, REDUCED, WIDE, Pair, difference, made, t5, velocity
 
 # Largest difference of the output from float32's, as a share of its norm.
@@ -277,6 +278,17 @@ def test_auto_goes_lower_than_half_only_where_that_costs_no_speed(
     assert manager.precisions["autoencoder"] == "float16"
     tight = studio.build_manager(settings.model_copy(update={"memory_budget_gb": 0.001}))
     assert set(tight.precisions.values()) == {"nf4"}
+
+
+def test_models_that_are_never_needed_at_one_time_do_not_cost_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(studio, "measured_speeds", lambda device: EQUAL)
+    gigabytes = catalog("full")["stable-unclip"].bytes + catalog("full")["zero123"].bytes
+    settings = Settings(profile="full", device="cpu", memory_budget_gb=0.61 * gigabytes / 1e9, output_folder=tmp_path)
+    assert set(studio.build_manager(settings).precisions.values()) == {"float16"}
+    monkeypatch.setattr(PublishedXBind, "together", ())
+    assert set(studio.build_manager(settings).precisions.values()) == {"nf4"}
 
 
 # ---------------------------------------------------------------------------------------- this machine's speeds

@@ -58,22 +58,22 @@ READING: dict[str, Any] = {
 }
 
 
-def clip_folder(folder: Path, weights: Weights = "safetensors", older: bool = False, seed: int = 0) -> CLIPModel:
+def clip_folder(
+    folder: Path, weights: Weights = "safetensors", older: bool = False, seed: int = 0, width: int = WIDTH
+) -> CLIPModel:
     """Like ``openai/clip-vit-large-patch14``, or with ``older`` like ``openai/clip-vit-base-patch32``."""
     torch.manual_seed(seed)
-    pieces = [*BYTES, *(f"{byte}</w>" for byte in BYTES), "ra", "rai", "rain</w>", "<|startoftext|>", "<|endoftext|>"]
-    merges = [("r", "a"), ("ra", "i"), ("rai", "n</w>")]
-    tokenizer = CLIPTokenizer(vocab={piece: number for number, piece in enumerate(pieces)}, merges=merges)
+    tokenizer = clip_tokenizer()
     text = {
         **TOWER,
-        "vocab_size": len(pieces),
+        "vocab_size": len(tokenizer.get_vocab()),
         "max_position_embeddings": CLIP_TOKENS,
         "bos_token_id": 0,
         "eos_token_id": 2,  # wrong in the published files too: CLIP goes by the highest number
         "pad_token_id": 1,
     }
     vision = {**TOWER, "image_size": SIDE, "patch_size": 8}
-    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=WIDTH, initializer_factor=4.0))
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width, initializer_factor=4.0))
     _save(model.eval(), folder, weights, "vision_model")
     tokenizer.save_pretrained(folder)
     reading = OLDER_READING if older else NEWER_READING
@@ -119,6 +119,32 @@ def write_published(folder: Path) -> Path:
     audioldm_folder(folder / "audioldm", WIDTH)
     audioldm_tower(clap, folder / "audioldm")
     return folder
+
+
+PIECES = [*BYTES, *(f"{byte}</w>" for byte in BYTES), "ra", "rai", "rain</w>", "<|startoftext|>", "<|endoftext|>"]
+MERGES = [("r", "a"), ("ra", "i"), ("rai", "n</w>")]
+
+
+def clip_tokenizer() -> CLIPTokenizer:
+    vocabulary = {piece: number for number, piece in enumerate(PIECES)}
+    return CLIPTokenizer(vocab=vocabulary, merges=MERGES, model_max_length=CLIP_TOKENS)
+
+
+def write_older_tokenizer(folder: Path) -> None:
+    """The same in the files of older versions of transformers."""
+    special = {
+        "bos_token": "<|startoftext|>",
+        **dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>"),
+    }
+    files: dict[str, Any] = {
+        "vocab.json": {piece: number for number, piece in enumerate(PIECES)},
+        "special_tokens_map.json": special,
+        "tokenizer_config.json": {**special, "model_max_length": CLIP_TOKENS, "tokenizer_class": "CLIPTokenizer"},
+    }
+    folder.mkdir(exist_ok=True)
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *(" ".join(pair) for pair in MERGES)]) + "\n")
 
 
 def _clap_tokenizer() -> RobertaTokenizer:

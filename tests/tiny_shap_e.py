@@ -11,7 +11,7 @@ from diffusers import HeunDiscreteScheduler, PriorTransformer
 from diffusers.pipelines.shap_e import ShapERenderer
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPVisionConfig, CLIPVisionModel
 
-from tests.tiny_published import BYTES, CLIP_TOKENS, OLDER_READING, READING, SIDE, TOWER, WIDTH
+from tests.tiny_published import CLIP_TOKENS, OLDER_READING, PIECES, READING, SIDE, TOWER, WIDTH, write_older_tokenizer
 
 LATENT = 8  # dimensions of one
 HIDDEN = 8  # width of the network that is a shape
@@ -48,24 +48,11 @@ def shap_e_folder(folder: Path, safetensors: bool = False, seed: int = 0) -> Pat
     torch.manual_seed(seed)
     _write_common(folder, "ShapEPipeline", {"embedding_proj_dim": WIDTH}, safetensors)
     config = CLIPTextConfig(
-        **TOWER, vocab_size=2 * len(BYTES) + 5, max_position_embeddings=CLIP_TOKENS, projection_dim=WIDTH,
+        **TOWER, vocab_size=len(PIECES), max_position_embeddings=CLIP_TOKENS, projection_dim=WIDTH,
         bos_token_id=0, eos_token_id=2, pad_token_id=1,
     )  # fmt: skip
     _save(CLIPTextModelWithProjection(config), folder / "text_encoder", "pytorch_model.bin", safetensors)
-    pieces = [*BYTES, *(f"{byte}</w>" for byte in BYTES), "ra", "rai", "rain</w>", "<|startoftext|>", "<|endoftext|>"]
-    special = {
-        "bos_token": "<|startoftext|>",
-        **dict.fromkeys(("eos_token", "pad_token", "unk_token"), "<|endoftext|>"),
-    }
-    files: dict[str, Any] = {
-        "vocab.json": {piece: number for number, piece in enumerate(pieces)},
-        "special_tokens_map.json": special,
-        "tokenizer_config.json": {**special, "model_max_length": CLIP_TOKENS, "tokenizer_class": "CLIPTokenizer"},
-    }
-    (folder / "tokenizer").mkdir()
-    for name, content in files.items():
-        (folder / "tokenizer" / name).write_text(json.dumps(content))
-    (folder / "tokenizer" / "merges.txt").write_text("#version: 0.2\nr a\nra i\nrai n</w>\n")
+    write_older_tokenizer(folder / "tokenizer")
     return folder
 
 

@@ -1,0 +1,326 @@
+"""XBind by the published priors of its paper (arXiv 2411.14715), for the full profile.
+
+Any prompt is a vector of the space of OpenCLIP's ViT-H/14, by LanguageBind or ImageBind. Stable unCLIP draws the
+reference picture from it, once. Shap-E makes the preview of that picture, and the optimisation goes on from there, or
+from a ball, as Stable unCLIP and Zero-1-to-3 say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal, cast
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy import ndimage
+from torch import Tensor
+
+from pipelines.base import (
+    ADVANCED,
+    Event,
+    Params,
+    Pipeline,
+    Produced,
+    Progress,
+    Runtime,
+    candidate_seed,
+    is_preview,
+    precision,
+    provenance,
+)
+from pipelines.crossflow.sampling import to_pixels
+from pipelines.fmri.pipeline import FMRIParams, is_measured
+from pipelines.media import Artifact, Audio, BrainScan, Image, Mesh, Text
+from pipelines.xbind.cut_out import cut_out
+from pipelines.xbind.optimisation import Refinement, grey_ball, has_surface, refined
+from pipelines.xbind.params import ObjectParams
+from pipelines.xbind.phases import COLORS, DISTANCES, Distillation, Phase
+from pipelines.xbind.pipeline import XBind
+from pipelines.xbind.prompts import Meaning, Prompt, Senses
+from pipelines.xbind.rendering import SHARPEST, SOFTEST, UNIT, Cameras
+from pipelines.xbind.surface import NoSurfaceError, no_object, surface
+from pipelines.xbind_published.supervision import Meant, PublishedSupervision, facing
+
+PLANAR, STEREOSCOPIC, SHAPES = "stable-unclip", "zero123", "shap-e-pictures"
+SENSES = {
+    "languagebind": Senses("aligned-space", "aligned-ears", by_words=False),
+    "imagebind": Senses("imagebind", "imagebind", by_words=False),
+}
+DRAWS = 4  # of the reference, of which the nearest to the condition is taken
+ON_WHITE = "a single object, full view, white background"
+SHAPE_STEPS, SHAPE_GUIDANCE = 64, 3.0  # of Shap-E, its usual ones
+GRID = 64  # voxels a side of what is optimised
+# Steps and settings of systems with these priors (fact sheet, section 2); nobody has published XBind's own.
+REFINING: dict[str, tuple[int, int, int]] = {"preview": (0, 0, 0), "draft": (300, 200, 200), "fine": (2000, 2000, 2000)}
+MOST_REFINE_STEPS = max(sum(steps) for steps in REFINING.values())
+REFINE_EFFORT = 2  # of a step of the optimisation, in steps of the drawing
+EVERYTHING, OUTLINE, LIGHT = slice(0, 7), slice(3, 7), slice(0, 3)
+PHASES = (
+    Phase("coarse field", True, slice(0, 4), EVERYTHING, (0.6, 0.2), (SOFTEST, SHARPEST), 0.5, True),
+    Phase("geometry", False, DISTANCES, OUTLINE, (0.3, 0.02), (SHARPEST, SHARPEST), 0.25, False),
+    Phase("texture", False, COLORS, LIGHT, (0.5, 0.02), (SHARPEST, SHARPEST), 1.0, True),
+)
+PHASES_FROM_NOTHING = (replace(PHASES[0], times=(0.9, 0.2)), *PHASES[1:])
+
+
+class PublishedXBindParams(ObjectParams):
+    encoder: Literal["languagebind", "imagebind"] = Field(
+        "languagebind", description="What reads the prompt. ImageBind may not be used commercially."
+    )
+    reference: Literal["drawn", "given"] = Field(
+        "drawn", description="With a picture: draw one in its spirit, as the paper does, or go by itself."
+    )
+    draw_steps: int = Field(
+        20, ge=1, le=100, description="Steps of drawing the reference picture.", json_schema_extra=ADVANCED
+    )
+    guidance: float = Field(
+        10.0, ge=1, le=30, description="How strictly the reference follows the prompt.", json_schema_extra=ADVANCED
+    )
+    noise_level: int = Field(
+        0,
+        ge=0,
+        le=999,
+        description="Noise on the prompt's meaning: more is freer, and kinder to sounds.",
+        json_schema_extra=ADVANCED,
+    )
+    resolution: int = Field(
+        128,
+        ge=32,
+        le=256,
+        description="Voxels a side from which the surface is made: more are slower and finer.",
+        json_schema_extra=ADVANCED,
+    )
+    refine_steps: int = Field(
+        MOST_REFINE_STEPS,
+        ge=1,
+        le=MOST_REFINE_STEPS,
+        description="Refining: stop after this many steps, if the preset has more.",
+        json_schema_extra=ADVANCED,
+    )
+    # Score distillation for the shape; consistency distillation, which needs guidance, adds detail late.
+    geometry: Distillation = Field(
+        "cds", description="Refining the geometry: score or consistency distillation.", json_schema_extra=ADVANCED
+    )
+    texture: Distillation = Field(
+        "cds", description="Refining the texture: score or consistency distillation.", json_schema_extra=ADVANCED
+    )
+
+    @property
+    def refinement(self) -> int:
+        """Steps of the optimisation of one object."""
+        return min(sum(REFINING[self.preset]), self.refine_steps)
+
+    @property
+    def shape_steps(self) -> int:
+        """Evaluations by Shap-E for one object; a refinement from scratch needs none."""
+        return 2 * SHAPE_STEPS - 1 if self.needs_preview else 0
+
+
+class PublishedXBind(Pipeline):
+    name = "xbind-published"
+    title = "3-D object from anything, by large models"
+    summary = (
+        "XBind by the published models of its paper: type what to make, show it, play its sound, or words with one of "
+        "these. Needs a GPU; a preview takes a minute there, refining an hour."
+    )
+    routes = XBind.routes
+    params_type = PublishedXBindParams
+    keeps_what_is_stopped = True
+    refined_by: ClassVar[dict[str, Any]] = {"preset": "fine"}
+    models: ClassVar[tuple[str, ...]] = (
+        "aligned-space",
+        "aligned-ears",
+        "imagebind",
+        "brain-decoder",
+        "category-decoder",
+        PLANAR,
+        SHAPES,
+        STEREOSCOPIC,
+    )
+    together = (PLANAR, STEREOSCOPIC)
+    examples = XBind.examples
+
+    def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
+        params = cast(PublishedXBindParams, params)
+        senses = SENSES[params.encoder]
+        blends = len(inputs) > 1
+        read = [item for item in inputs if isinstance(item, Text) and not (blends and params.share == 1)]
+        met = [item for item in inputs if not isinstance(item, Text) and not (blends and params.share == 0)]
+        scans = [item for item in met if isinstance(item, BrainScan)]
+        measured = [scan for scan in scans if is_measured(scan, FMRIParams())]
+        used = {PLANAR: True, SHAPES: bool(params.shape_steps), STEREOSCOPIC: bool(params.refinement)}
+        used["category-decoder"], used["brain-decoder"] = bool(measured), len(scans) > len(measured)
+        if any(isinstance(item, Audio) for item in met):
+            used[senses.ears] = True
+        if read or scans or any(isinstance(item, Image) for item in met):
+            used[senses.space] = True
+        return tuple(key for key in self.models if used.get(key))
+
+    def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
+        params = cast(PublishedXBindParams, params)
+        return params.num_shapes, params.resolution
+
+    def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
+        params = cast(PublishedXBindParams, params)
+        each = DRAWS * params.draw_steps + params.shape_steps + REFINE_EFFORT * params.refinement
+        return float(params.num_shapes * each)
+
+    def run_batch(self, inputs: Sequence[Sequence[Artifact]], params: Params, runtime: Runtime) -> Iterator[Event]:
+        params = cast(PublishedXBindParams, params)
+        prompts = [Prompt.of(item) for item in inputs]
+        yield Progress(0, 1, "Loading models")
+        for item, prompt in zip(inputs, prompts, strict=True):
+            runtime.raise_if_cancelled()
+            found = prompt.on_white() if params.background == "remove" else prompt
+            meaning = found.meaning(params.share, runtime, SENSES[params.encoder])
+            for index, seed in enumerate(params.seeds(params.num_shapes)):
+                making = Making(found, meaning, seed, params, runtime)
+                made, steps = yield from making.run()
+                taken = {"refine_steps": steps} if steps else {"preset": "preview"}
+                # One that was stopped is kept, with the steps it took as its recipe.
+                stopped = runtime.cancelled.is_set()
+                made_with = params.model_copy(update=taken) if stopped else params
+                made_by = provenance(self, item, made_with, runtime.models, index, badge=meaning.badge)
+                yield Produced(made.with_provenance(made_by))
+                runtime.raise_if_cancelled()
+
+
+@dataclass
+class Making:
+    """One object."""
+
+    prompt: Prompt
+    meaning: Meaning
+    seed: int
+    params: PublishedXBindParams
+    runtime: Runtime
+
+    def run(self) -> Generator[Progress, None, tuple[Mesh, int]]:
+        """Yields progress; returns the object and the steps of the optimisation that it took."""
+        params = self.params
+        self.done, self.total = 0, params.draw_steps + params.shape_steps + params.refinement
+        reference = yield from self.reference()
+        fine = yield from self.start(reference)
+        if not has_surface(fine):
+            raise no_object(self.seed)
+        if not params.refinement:
+            return self.object(fine), 0
+        return (yield from self.refine(metric(fine), reference))
+
+    def reference(self) -> Generator[Progress, None, Image]:
+        """The picture of the object on white that is nearest to the condition of a few; or the prompt's own."""
+        given = self.prompt.example
+        if self.params.reference == "given" and isinstance(given, Image):
+            self.done = self.params.draw_steps
+            return square(given)
+        with self.runtime.lease(PLANAR) as prior:
+            candidates = []
+            for number in range(0, DRAWS, self.runtime.micro_batch):
+                count = min(DRAWS - number, self.runtime.micro_batch)
+                seeds = [candidate_seed(self.seed, number + one) for one in range(count)]
+                with precision(self.runtime.models):
+                    vectors = self.meaning.vector.to(self.runtime.models.device).expand(count, -1)
+                    asked = prior.asked(vectors, self.words, self.params.noise_level, seeds)
+                    free = prior.free(count)
+                side = prior.latent_side
+                drawing = prior.sample(asked, free, self.params.draw_steps, self.params.guidance, seeds, side)
+                for step in range(1, self.params.draw_steps + 1):
+                    self.runtime.raise_if_cancelled()
+                    with precision(self.runtime.models):
+                        clean, latents = next(drawing)
+                        shown = prior.decode(clean[:1]) if is_preview(step, self.params.draw_steps) else None
+                    self.done = step
+                    yield self.progress(self.meaning.note, None if shown is None else Image(to_pixels(shown)[0]))
+                with precision(self.runtime.models):
+                    candidates += [prior.decode(one[None]) for one in latents]
+            with torch.no_grad(), precision(self.runtime.models):
+                near = [float((prior.embed_pictures(one) @ vectors[0]).max()) for one in candidates]
+        best = Image(to_pixels(candidates[int(np.argmax(near))])[0])
+        reference = square(cut_out(best))
+        yield self.progress("Drew the picture to go by", reference)
+        return reference
+
+    @property
+    def words(self) -> str:
+        """What is said beside the vector; words that count for nothing are left out."""
+        said = self.prompt.words if self.prompt.example is None or self.params.share < 1 else None
+        return f"{said}, {ON_WHITE}" if said else ON_WHITE
+
+    def start(self, reference: Image) -> Generator[Progress, None, Tensor]:
+        """The grid (4, R, R, R) of Shap-E's preview of the reference, on the CPU; or a grey ball."""
+        if not self.params.shape_steps:
+            return grey_ball(self.params.resolution)
+        with self.runtime.lease(SHAPES) as model:
+            condition = model.reader.read([reference.pixels])
+            stages = model.denoise(condition, SHAPE_STEPS, SHAPE_GUIDANCE, [self.seed])
+            for _ in range(self.params.shape_steps):
+                self.runtime.raise_if_cancelled()
+                with precision(self.runtime.models):
+                    _, latents = next(stages)
+                self.done += 1
+                yield self.progress("Making a first object of the picture")
+            with precision(self.runtime.models):
+                grid: Tensor = model.grid(latents[0], self.params.resolution, self.runtime.raise_if_cancelled)
+        return grid
+
+    def refine(self, fine: Tensor, reference: Image) -> Generator[Progress, None, tuple[Mesh, int]]:
+        """The optimisation of ``fine`` (4, R, R, R): the best of it, also when told to stop, and its steps."""
+        before, params, scratch = self.done, self.params, not self.params.needs_preview
+        start = resized(fine, GRID).to(self.runtime.models.device)
+        if not has_surface(start):
+            raise no_object(self.seed)
+        meant = Meant(self.meaning.vector, self.words, params.noise_level)
+        with self.runtime.lease(PLANAR) as planar, self.runtime.lease(STEREOSCOPIC) as stereoscopic:
+            front = Cameras.of((0.0, 0.0))
+            camera = front if scratch else facing(start, reference, planar, self.runtime)
+            supervision = PublishedSupervision(
+                planar, stereoscopic, meant, reference, camera, params.weights, self.seed, self.runtime
+            )
+            phases = params.phases(PHASES_FROM_NOTHING if scratch else PHASES)
+            refinement = Refinement(start, supervision, self.seed, REFINING[params.preset], params.refine_steps, phases)
+            for event in refinement.run():
+                if self.runtime.cancelled.is_set():
+                    refinement.settle()
+                    break
+                self.done = before + event.step
+                yield self.progress(event.message, event.preview)
+        if scratch and not refinement.done:
+            self.runtime.raise_if_cancelled()  # a mere ball is no object
+        return self.object(refined(fine, refinement.addition.cpu())), refinement.done
+
+    def object(self, grid: Tensor) -> Mesh:
+        """Raises :class:`UserError` if it has no surface."""
+        try:
+            return surface(grid, self.params.num_faces, self.params.size)
+        except NoSurfaceError:
+            raise no_object(self.seed) from None
+
+    def progress(self, message: str, preview: Image | None = None) -> Progress:
+        return Progress(self.done, self.total, message, preview)
+
+
+def metric(grid: Tensor) -> Tensor:
+    """Shap-E's distances (4, R, R, R) are none: those of their surface, as renderers read them."""
+    inside = (grid[0] < 0).numpy()
+    away = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
+    voxels = away - 0.5 * np.sign(away)  # the surface is half-way between a voxel inside and one outside
+    smooth = ndimage.gaussian_filter(voxels, 1.0)
+    distances = torch.from_numpy(smooth).float() * (2 / len(inside) / UNIT)
+    return torch.cat([distances.clamp(-1, 1)[None], grid[1:]])
+
+
+def resized(grid: Tensor, size: int) -> Tensor:
+    """(4, R, R, R) -> (4, size, size, size)."""
+    return torch.nn.functional.interpolate(grid[None], (size,) * 3, mode="trilinear", align_corners=False)[0]
+
+
+def square(picture: Image) -> Image:
+    """In the middle of as much white as makes it square."""
+    height, width = picture.pixels.shape[:2]
+    side = max(height, width)
+    canvas = np.full((side, side, 3), 255, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    canvas[top : top + height, left : left + width] = picture.pixels
+    return Image(canvas)
