@@ -2,11 +2,11 @@
 
     python -m training.picture_sound --data FOLDER [--batch B] [--steps N] [--continue-from FOLDER]
 
-The network begins as ``sound-generator-lite``; the layer that takes the condition first learns alone, unless the run
-goes on from weights that know pictures. The condition of
-a clip is the vector of a random picture that shows what sounds, and no text is ever seen (arXiv 2306.09635). Two clips
-are mixed only together with their pictures' vectors. Needs ``audio-autoencoder-lite``, ``picture-text-lite``, and for
-the measures ``sound-text-lite``.
+The network begins as ``sound-generator-lite``, whose condition is the vector of a sound; the layer that takes it is
+multiplied with the linear map that leads pictures' vectors to those of their sounds best, unless the run goes on from
+weights that know pictures. The condition of a clip is the vector of a random picture that shows what sounds, and no
+text is ever seen (arXiv 2306.09635). Two clips are mixed only together with their pictures' vectors. Needs
+``audio-autoencoder-lite``, ``picture-text-lite``, and ``sound-text-lite``.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from training.sounds import Sound, Sounds, load_sounds, sound_arguments, weights
 from training.tables import add_continue_from
 
 SEED, BATCH, STEPS = 59, 64, 3600
-CONDITION_FIRST = 300
+PAIRED, RIDGE = 4, 10.0  # pictures of each clip for the map from pictures to sounds, and its penalty
 MIXED = 0.2
 MAPPING = "sounds_mapping.json"
 SPEECH = "speech"  # a voice that names its stamp: not what the stamp sounds like
@@ -129,11 +129,30 @@ def load_links(folder: Path, sounds: Sounds, permissive_only: bool) -> Links:
     return embed(space, pictures, kinds)
 
 
-def learn_condition_first(model: SoundGenerator, step: int) -> None:
-    """Up to step :data:`CONDITION_FIRST` only the layer that takes the condition and the null condition learn."""
-    for name, parameter in model.named_parameters():
-        takes_condition = name.startswith("unet.class_embedding") or name == "null_condition"
-        parameter.requires_grad_(takes_condition or step >= CONDITION_FIRST)
+@torch.no_grad()
+def paired(sounds: Sounds, items: list[Sound], links: Links, listener: Listener) -> tuple[Tensor, Tensor]:
+    """Vectors (N, D) of pictures of the clips, a few each, and of what is to be heard there."""
+    parts = [items[i : i + 32] for i in range(0, len(items), 32)]
+    heard = torch.cat([listener.hear(sounds.waveforms(part))[1].float() for part in parts])
+    rng = np.random.default_rng(SEED)
+    seen = torch.cat([links.draw(items, rng) for _ in range(PAIRED)])
+    return seen.to(heard), heard.repeat(PAIRED, 1)
+
+
+@torch.no_grad()
+def read_pictures_as_sounds(model: SoundGenerator, seen: Tensor, heard: Tensor) -> None:
+    """Make the layer that takes vectors like ``heard`` (N, D) take their pictures' ``seen`` (N, D), by ridge regression
+    and at the length that it knows; its null condition means what it did."""
+    layer: torch.nn.Linear = model.unet.class_embedding
+    inputs = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
+    gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], device=inputs.device)
+    solved = torch.linalg.solve(gram, inputs.T @ heard)
+    solved /= (inputs @ solved).norm(dim=1).mean()
+    null, weight = layer(model.null_condition), layer.weight @ solved[:-1].T
+    bias = layer.bias + layer.weight @ solved[-1]
+    model.null_condition.copy_(torch.linalg.lstsq(weight, (null - bias)[:, None]).solution[:, 0])
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
 
 
 def main() -> None:
@@ -147,6 +166,8 @@ def main() -> None:
     listener = Listener(arguments.permissive_only)
     of_sounds = WEIGHTS / f"{weights_name('sound-generator', arguments.permissive_only)}-lite"
     model = load_sound_generator(arguments.continue_from or of_sounds).to(DEVICE)
+    if not arguments.continue_from:
+        read_pictures_as_sounds(model, *paired(linked, items, links, listener))
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         rng = np.random.default_rng((SEED, step))
@@ -155,8 +176,6 @@ def main() -> None:
         mixed = torch.rand(len(chosen)) < MIXED
         latents, _ = listener.hear(mix(waveforms, mixed, torch.zeros(len(chosen))))
         both = F.normalize(vectors + torch.where(mixed[:, None], vectors.roll(1, 0), 0.0), dim=1).to(DEVICE)
-        if not arguments.continue_from:
-            learn_condition_first(model, step)
         return diffusion_loss(model, latents, both)
 
     def condition_of(held_out: list[Sound], _: Tensor) -> Tensor:
@@ -170,7 +189,7 @@ def main() -> None:
         count=len(items),
         batch=arguments.batch,
         steps=arguments.steps,
-        rate=4e-4,
+        rate=3e-4,
         seed=SEED,
     )
 
