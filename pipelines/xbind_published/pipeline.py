@@ -123,7 +123,7 @@ class PublishedXBind(Pipeline):
     title = "3-D object from anything, by large models"
     summary = (
         "XBind by the published models of its paper: type what to make, show it, play its sound, or words with one of "
-        "these. Needs a GPU; a preview takes a minute there, refining an hour."
+        "these. Made for a GPU."
     )
     routes = XBind.routes
     params_type = PublishedXBindParams
