@@ -168,7 +168,8 @@ class Bench:
         if not has_surface(start) or self.prior is None:
             return start
         supervision = Supervision(self.prior, self.space, query.condition, weights, seed, self.runtime)
-        refinement = Refinement(start, supervision, seed, self.steps, phases=phases)
+        may_stay = phases is not PHASES_FROM_NOTHING
+        refinement = Refinement(start, supervision, seed, self.steps, phases=phases, may_stay=may_stay)
         for _ in refinement.run():
             pass
         return refined(start, refinement.addition)

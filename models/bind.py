@@ -253,7 +253,8 @@ class WordsEars(nn.Module):
     def embed_sounds(self, waveforms: Tensor) -> Tensor:
         """Waveforms (B, N) in [-1, 1] at 16 kHz -> unit vectors (B, E) float32; less than 25 ms ends in silence."""
         heard = self.ears.embed(F.pad(waveforms, (0, max(0, WINDOW - waveforms.shape[1]))))
-        return torch.stack([among_words(one, self.said, self.there)[0] for one in heard])
+        with torch.autocast(heard.device.type, enabled=False):  # small differences of cosines count
+            return torch.stack([among_words(one, self.said, self.there)[0] for one in heard])
 
 
 def load_language_bind_audio(folder: Path) -> LanguageBindAudio:

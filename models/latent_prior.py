@@ -43,6 +43,13 @@ class Asked:
         assert states is not None
         return Asked(states, labels, beside)
 
+    def times(self, count: int) -> Asked:
+        """One, for ``count`` pictures."""
+        labels, beside = (
+            None if one is None else one.expand(count, *one.shape[1:]) for one in (self.labels, self.beside)
+        )
+        return Asked(self.states.expand(count, *self.states.shape[1:]), labels, beside)
+
     def __getitem__(self, part: slice) -> Asked:
         """Some of the pictures."""
         labels, beside = (None if one is None else one[part] for one in (self.labels, self.beside))
@@ -129,8 +136,26 @@ def standardised(pixels: Tensor, side: int, reading: dict[str, Any]) -> Tensor:
 
 
 def load_schedule(folder: Path) -> DDIMScheduler:
-    """Whatever sampler a schedule was saved for, its noise levels are what counts."""
-    return DDIMScheduler.from_config(read_config(folder / "scheduler_config.json"))
+    """Whatever sampler a schedule was saved for, its noise levels are what counts.
+
+    Raises :class:`UserError` if networks are to predict something else than noise or velocity.
+    """
+    schedule = DDIMScheduler.from_config(read_config(folder / "scheduler_config.json"))
+    if schedule.config.prediction_type not in ("epsilon", "v_prediction"):
+        raise UserError(
+            f"The schedule in '{folder}' is of another kind than these models have.",
+            "It must predict epsilon or v_prediction.",
+        )
+    return schedule
+
+
+def read_reading(folder: Path) -> dict[str, Any]:
+    """How a CLIP sees pictures. Raises :class:`UserError` if the file lacks the colours' mean or deviation."""
+    path = folder / "preprocessor_config.json"
+    reading = read_config(path)
+    if any(key not in reading for key in STANDARD):
+        raise UserError(f"'{path}' does not say what mean and deviation colours have.", "Fetch the model again.")
+    return reading
 
 
 def require_index(folder: Path, names: Sequence[str], title: str, hint: str) -> None:

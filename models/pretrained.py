@@ -13,6 +13,8 @@ import torch
 
 from models.errors import UserError
 
+NAMES = "model", "diffusion_pytorch_model"  # of the files of either library, whole or in parts
+
 
 def pretrained(kind: Any, folder: Path) -> Any:
     """A model of the class ``kind``; float32 on the CPU, for inference.
@@ -21,7 +23,7 @@ def pretrained(kind: Any, folder: Path) -> Any:
     no such model, or not all of it.
     """
     asked: dict[str, Any] = {"local_files_only": True, "output_loading_info": True}
-    asked |= {"use_safetensors": any(folder.glob("*.safetensors"))}
+    asked |= {"use_safetensors": any(any(folder.glob(f"{name}*.safetensors")) for name in NAMES)}
     asked |= {"dtype" if kind.__module__.startswith("transformers") else "torch_dtype": torch.float32}
     try:
         model, report = kind.from_pretrained(folder, **asked)
@@ -38,7 +40,13 @@ def pretrained(kind: Any, folder: Path) -> Any:
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Raises :class:`UserError` if it is not there."""
+    """Raises :class:`UserError` if it is not there, or damaged."""
     if not path.exists():
         raise UserError(f"'{path}' is missing.", "Fetch the model again.")
-    return cast(dict[str, Any], json.loads(path.read_text()))
+    try:
+        values = json.loads(path.read_text())
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise UserError(f"'{path}' is damaged.", "Fetch the model again.")
+    return cast(dict[str, Any], values)

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from transformers import CLIPTextModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
 from models.errors import UserError
-from models.latent_prior import Asked, LatentPrior, load_schedule, require_index, standardised
+from models.latent_prior import Asked, LatentPrior, load_schedule, read_reading, require_index, standardised
 from models.pretrained import pretrained, read_config
 
 PUBLISHED = "sd2-community/stable-diffusion-2-1-unclip"
@@ -119,7 +119,7 @@ def load_stable_unclip(folder: Path) -> StableUnCLIP:
         pretrained(AutoencoderKL, folder / "vae"),
         load_schedule(folder / "scheduler"),
         eyes,
-        read_config(folder / "feature_extractor" / "preprocessor_config.json"),
+        read_reading(folder / "feature_extractor"),
         normalizer,
         DDPMScheduler.from_config(read_config(folder / "image_noising_scheduler" / "scheduler_config.json")),
         CLIPTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True),

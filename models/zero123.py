@@ -20,8 +20,8 @@ from torch.nn import functional as F
 from transformers import CLIPVisionModelWithProjection
 
 from models.errors import UserError
-from models.latent_prior import Asked, LatentPrior, load_schedule, require_index, standardised
-from models.pretrained import pretrained, read_config
+from models.latent_prior import Asked, LatentPrior, load_schedule, read_reading, require_index, standardised
+from models.pretrained import pretrained
 
 CAMERA = 4  # numbers that say how far the camera goes
 
@@ -101,5 +101,5 @@ def load_zero123(folder: Path) -> Zero123:
     given = (camera.config.embedding_dim, camera.config.additional_embeddings, unet.config.in_channels)
     if needed != given:
         raise UserError(f"The parts in '{folder}' do not fit together.", "Take them all from one model.")
-    reading = read_config(folder / "feature_extractor" / "preprocessor_config.json")
+    reading = read_reading(folder / "feature_extractor")
     return Zero123(unet, vae, load_schedule(folder / "scheduler"), eyes, reading, camera).eval()

@@ -288,6 +288,21 @@ def test_a_generator_that_reads_pictures_as_sounds_makes_what_it_made_of_the_sou
     assert (found - expected).abs().max() < 0.1 * (other - expected).abs().max()
 
 
+def test_what_pictures_say_nothing_of_makes_no_long_vector() -> None:
+    """Pictures of a few kinds: the map from them is nearly singular, and the layer is rounded when it is kept."""
+    model = tiny()
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.nn.functional.normalize(torch.randn(4, 12, generator=generator), dim=1)
+    seen = kinds.repeat(500, 1) + 0.01 * torch.randn(2000, 12, generator=generator)
+    heard = torch.nn.functional.normalize(torch.randn(4, 12, generator=generator), dim=1).repeat(500, 1)
+    with torch.no_grad():
+        before = model.unet.class_embedding(model.null_condition)
+        read_pictures_as_sounds(model, torch.nn.functional.normalize(seen, dim=1), heard)
+        after = model.unet.class_embedding(model.null_condition)
+    assert model.null_condition.norm() < 10
+    assert (after - before).norm() < before.norm() + heard.norm(dim=1).mean()
+
+
 def test_both_recipes_go_on_from_earlier_weights_with_all_layers(
     workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

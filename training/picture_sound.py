@@ -42,6 +42,7 @@ from training.tables import add_continue_from
 
 SEED, BATCH, STEPS = 59, 64, 3600
 PAIRED, RIDGE = 4, 10.0  # pictures of each clip for the map from pictures to sounds, and its penalty
+SINGULAR = 0.05  # of the largest singular value: what is below counts as none
 MIXED = 0.2
 MAPPING = "sounds_mapping.json"
 SPEECH = "speech"  # a voice that names its stamp: not what the stamp sounds like
@@ -142,7 +143,11 @@ def paired(sounds: Sounds, items: list[Sound], links: Links, listener: Listener)
 @torch.no_grad()
 def read_pictures_as_sounds(model: SoundGenerator, seen: Tensor, heard: Tensor) -> None:
     """Make the layer that takes vectors like ``heard`` (N, D) take their pictures' ``seen`` (N, D), by ridge regression
-    and at the length that it knows; its null condition means what it did."""
+    and at the length that it knows.
+
+    Its null condition means about what it did. To the point would need a vector so long that rounding the layer would
+    spoil it, since pictures say nothing of some of what there is to hear.
+    """
     layer: torch.nn.Linear = model.unet.class_embedding
     inputs = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
     gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], device=inputs.device)
@@ -150,7 +155,7 @@ def read_pictures_as_sounds(model: SoundGenerator, seen: Tensor, heard: Tensor) 
     solved /= (inputs @ solved).norm(dim=1).mean()
     null, weight = layer(model.null_condition), layer.weight @ solved[:-1].T
     bias = layer.bias + layer.weight @ solved[-1]
-    model.null_condition.copy_(torch.linalg.lstsq(weight, (null - bias)[:, None]).solution[:, 0])
+    model.null_condition.copy_(torch.linalg.pinv(weight, rtol=SINGULAR) @ (null - bias))
     layer.weight.copy_(weight)
     layer.bias.copy_(bias)
 

@@ -44,7 +44,8 @@ class NoNumberError(ArithmeticError):
 
 class Refinement:
     """One object. ``start``: the grid (4, R, R, R) of its preview, or of anything else to begin with, which has a
-    surface; ``steps`` of each of the ``phases``; ``most``: steps after which it ends, whatever is left.
+    surface; ``steps`` of each of the ``phases``; ``most``: steps after which it ends, whatever is left; ``may_stay``:
+    whether the start may be the best that there is, which a mere ball may not.
 
     :meth:`run` does the work. At any time :attr:`addition` (4, R, R, R) is the best that came of it so far, which is
     zero if that is the start, and :attr:`notes` say what went wrong. Same seed, same steps: same result.
@@ -58,13 +59,15 @@ class Refinement:
         steps: tuple[int, int, int],
         most: int = 10**9,
         phases: tuple[Phase, Phase, Phase] = PHASES,
+        *,
+        may_stay: bool = True,
     ) -> None:
         self.start, self.supervision, self.steps, self.phases = start, supervision, steps, phases
         self.total, self.done = min(sum(steps), most), 0
         self.framing = Framing.of(start[0])
         self.chance = torch.Generator().manual_seed(seed)  # of cameras alone
         self.current = torch.zeros_like(start)
-        self.addition, self.score = self.current, self._score(self.current)
+        self.addition, self.score = self.current, self._score(self.current) if may_stay else -math.inf
         self.start_score = self.score
         self.notes: list[str] = []
 

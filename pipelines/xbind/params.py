@@ -14,7 +14,7 @@ from pipelines.xbind.supervision import Weights
 
 class ObjectParams(Params):
     preset: Literal["preview", "draft", "fine"] = Field(
-        "preview", description="A preview comes first. draft and fine go on from it: better, and much slower."
+        "preview", description="A preview comes first. draft and fine go on from it, and take much longer."
     )
     num_shapes: int = Field(1, ge=1, le=4, description="Variations to make at once, each from its own seed.")
     share: float = Field(

@@ -302,15 +302,17 @@ class ShapeMaker:
             start = self.start(wanted, latents)
             steps, most = REFINING[params.preset], params.refine_steps
             phases = params.phases(PHASES_FROM_NOTHING if latents is None else PHASES)
-            refinement = Refinement(start, supervision, wanted.seed, steps, most, phases)
+            may_stay = latents is not None
+            refinement = Refinement(start, supervision, wanted.seed, steps, most, phases, may_stay=may_stay)
             for event in refinement.run():
                 if self.runtime.cancelled.is_set():
                     refinement.settle()
                     break
                 step = flow + number * params.refinement + event.step
                 yield Progress(step, flow + count * params.refinement, event.message, event.preview)
-        if latents is None and not refinement.done:
-            self.runtime.raise_if_cancelled()  # a mere ball is no object
+        if latents is None and not refinement.addition.any():
+            self.runtime.raise_if_cancelled()
+            raise no_object(wanted.seed)  # a mere ball is none
         return self.object(wanted, latents, params, refinement.addition), refinement.done
 
     def start(self, wanted: Wanted, latents: Tensor | None) -> Tensor:

@@ -200,9 +200,11 @@ class Chance:
         self.seed = seed
 
     def noise(self, like: Tensor, phase: Phase) -> Tensor:
-        """Of a shape; for CDS always the same."""
-        generator = self.generator if phase.distillation == "sds" else torch.Generator().manual_seed(self.seed)
-        return torch.randn(like.shape, generator=generator).to(like.device)
+        """Of the shape (B, ...); for CDS one for all, and always the same."""
+        if phase.distillation == "sds":
+            return torch.randn(like.shape, generator=self.generator).to(like.device)
+        one = torch.randn(like.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+        return one.to(like.device).expand(like.shape)
 
     def later(self, time: float) -> float:
         """A time that is noisier."""

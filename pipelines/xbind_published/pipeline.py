@@ -8,8 +8,9 @@ from a ball, as Stable unCLIP and Zero-1-to-3 say.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, cast
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from pydantic import Field
 from scipy import ndimage
 from torch import Tensor
 
+from models.errors import Cancelled
 from pipelines.base import (
     ADVANCED,
     Event,
@@ -38,10 +40,12 @@ from pipelines.xbind.optimisation import Refinement, grey_ball, has_surface, ref
 from pipelines.xbind.params import ObjectParams
 from pipelines.xbind.phases import COLORS, DISTANCES, Distillation, Phase
 from pipelines.xbind.pipeline import XBind
-from pipelines.xbind.prompts import Meaning, Prompt, Senses
+from pipelines.xbind.prompts import SHOWN, Meaning, Prompt, Senses
 from pipelines.xbind.rendering import SHARPEST, SOFTEST, UNIT, Cameras
 from pipelines.xbind.surface import NoSurfaceError, no_object, surface
-from pipelines.xbind_published.supervision import Meant, PublishedSupervision, facing
+
+if TYPE_CHECKING:
+    from models.stable_unclip import StableUnCLIP
 
 PLANAR, STEREOSCOPIC, SHAPES = "stable-unclip", "zero123", "shap-e-pictures"
 SENSES = {
@@ -51,8 +55,10 @@ SENSES = {
 DRAWS = 4  # of the reference, of which the nearest to the condition is taken
 ON_WHITE = "a single object, full view, white background"
 SHAPE_STEPS, SHAPE_GUIDANCE = 64, 3.0  # of Shap-E, its usual ones
+CLOSE = 1.5  # voxels from a surface
 GRID = 64  # voxels a side of what is optimised
-# Steps and settings of systems with these priors (fact sheet, section 2); nobody has published XBind's own.
+# Noise and guidance are near those of systems with these priors (fact sheet, section 2), steps are fewer; nobody has
+# published XBind's own.
 REFINING: dict[str, tuple[int, int, int]] = {"preview": (0, 0, 0), "draft": (300, 200, 200), "fine": (2000, 2000, 2000)}
 MOST_REFINE_STEPS = max(sum(steps) for steps in REFINING.values())
 REFINE_EFFORT = 2  # of a step of the optimisation, in steps of the drawing
@@ -150,17 +156,20 @@ class PublishedXBind(Pipeline):
         met = [item for item in inputs if not isinstance(item, Text) and not (blends and params.share == 0)]
         scans = [item for item in met if isinstance(item, BrainScan)]
         measured = [scan for scan in scans if is_measured(scan, FMRIParams())]
-        used = {PLANAR: True, SHAPES: bool(params.shape_steps), STEREOSCOPIC: bool(params.refinement)}
-        used["category-decoder"], used["brain-decoder"] = bool(measured), len(scans) > len(measured)
-        if any(isinstance(item, Audio) for item in met):
-            used[senses.ears] = True
-        if read or scans or any(isinstance(item, Image) for item in met):
-            used[senses.space] = True
+        shown = [item for item in met if isinstance(item, Image)]
+        used = {SHAPES: params.needs_preview, STEREOSCOPIC: bool(params.refinement and params.stereoscopic_weight)}
+        if params.refinement or not (shown and params.reference == "given"):
+            used[PLANAR] = True
+            used["category-decoder"], used["brain-decoder"] = bool(measured), len(scans) > len(measured)
+            if any(isinstance(item, Audio) for item in met):
+                used[senses.ears] = True
+            if read or scans or shown:
+                used[senses.space] = True
         return tuple(key for key in self.models if used.get(key))
 
     def shape_of_work(self, inputs: Sequence[Artifact], params: Params) -> tuple[int, ...]:
         params = cast(PublishedXBindParams, params)
-        return params.num_shapes, params.resolution
+        return DRAWS, params.resolution, int(params.refinement > 0)  # as many pictures at once as views
 
     def effort(self, inputs: Sequence[Artifact], params: Params) -> float:
         params = cast(PublishedXBindParams, params)
@@ -171,76 +180,106 @@ class PublishedXBind(Pipeline):
         params = cast(PublishedXBindParams, params)
         prompts = [Prompt.of(item) for item in inputs]
         yield Progress(0, 1, "Loading models")
-        for item, prompt in zip(inputs, prompts, strict=True):
+        wanted: list[Making] = []
+        for prompt in prompts:
             runtime.raise_if_cancelled()
             found = prompt.on_white() if params.background == "remove" else prompt
-            meaning = found.meaning(params.share, runtime, SENSES[params.encoder])
-            for index, seed in enumerate(params.seeds(params.num_shapes)):
-                making = Making(found, meaning, seed, params, runtime)
-                made, steps = yield from making.run()
-                taken = {"refine_steps": steps} if steps else {"preset": "preview"}
-                # One that was stopped is kept, with the steps it took as its recipe.
-                stopped = runtime.cancelled.is_set()
-                made_with = params.model_copy(update=taken) if stopped else params
-                made_by = provenance(self, item, made_with, runtime.models, index, badge=meaning.badge)
-                yield Produced(made.with_provenance(made_by))
-                runtime.raise_if_cancelled()
+            meaning = Meaning(torch.empty(0), SHOWN)
+            if params.refinement or given_picture(found, params) is None:
+                meaning = found.meaning(params.share, runtime, SENSES[params.encoder])
+            wanted += [Making(found, meaning, seed, params, runtime) for seed in params.seeds(params.num_shapes)]
+        total = sum(one.steps for one in wanted)
+        done = 0
+        for number, making in enumerate(wanted):
+            runtime.raise_if_cancelled()
+            making.done, making.total = done, total
+            made, steps = yield from making.run()
+            done += making.steps
+            taken = {"refine_steps": steps} if steps else {"preset": "preview"}
+            # One that was stopped is kept, with the steps it took as its recipe.
+            made_with = params.model_copy(update=taken) if runtime.cancelled.is_set() else params
+            which, index = divmod(number, params.num_shapes)
+            badge = making.meaning.badge
+            made_by = provenance(self, inputs[which], made_with, runtime.models, index, badge=badge)
+            yield Produced(made.with_provenance(made_by))
+        runtime.raise_if_cancelled()
+
+
+def given_picture(prompt: Prompt, params: PublishedXBindParams) -> Image | None:
+    """The prompt's own picture, if it is to be the reference and counts at all."""
+    counts = prompt.words is None or params.share > 0
+    wanted = params.reference == "given" and counts
+    return prompt.example if wanted and isinstance(prompt.example, Image) else None
 
 
 @dataclass
 class Making:
-    """One object."""
+    """One object. ``done`` of ``total`` steps of the run."""
 
     prompt: Prompt
     meaning: Meaning
     seed: int
     params: PublishedXBindParams
     runtime: Runtime
+    done: int = 0
+    total: int = 0
+
+    @property
+    def drawing_steps(self) -> int:
+        if given_picture(self.prompt, self.params) is not None:
+            return 0
+        return -(-DRAWS // self.runtime.micro_batch) * self.params.draw_steps
+
+    @property
+    def steps(self) -> int:
+        """In all."""
+        return self.drawing_steps + self.params.shape_steps + self.params.refinement
 
     def run(self) -> Generator[Progress, None, tuple[Mesh, int]]:
         """Yields progress; returns the object and the steps of the optimisation that it took."""
-        params = self.params
-        self.done, self.total = 0, params.draw_steps + params.shape_steps + params.refinement
         reference = yield from self.reference()
-        fine = yield from self.start(reference)
-        if not has_surface(fine):
+        grid = yield from self.start(reference)
+        if not has_surface(grid):
             raise no_object(self.seed)
-        if not params.refinement:
-            return self.object(fine), 0
-        return (yield from self.refine(metric(fine), reference))
+        if not self.params.refinement:
+            return self.object(grid), 0
+        return (yield from self.refine(grid, reference))
 
     def reference(self) -> Generator[Progress, None, Image]:
         """The picture of the object on white that is nearest to the condition of a few; or the prompt's own."""
-        given = self.prompt.example
-        if self.params.reference == "given" and isinstance(given, Image):
-            self.done = self.params.draw_steps
+        given = given_picture(self.prompt, self.params)
+        if given is not None:
             return square(given)
+        drawn = []
         with self.runtime.lease(PLANAR) as prior:
-            candidates = []
-            for number in range(0, DRAWS, self.runtime.micro_batch):
-                count = min(DRAWS - number, self.runtime.micro_batch)
-                seeds = [candidate_seed(self.seed, number + one) for one in range(count)]
-                with precision(self.runtime.models):
-                    vectors = self.meaning.vector.to(self.runtime.models.device).expand(count, -1)
-                    asked = prior.asked(vectors, self.words, self.params.noise_level, seeds)
-                    free = prior.free(count)
-                side = prior.latent_side
-                drawing = prior.sample(asked, free, self.params.draw_steps, self.params.guidance, seeds, side)
-                for step in range(1, self.params.draw_steps + 1):
-                    self.runtime.raise_if_cancelled()
-                    with precision(self.runtime.models):
-                        clean, latents = next(drawing)
-                        shown = prior.decode(clean[:1]) if is_preview(step, self.params.draw_steps) else None
-                    self.done = step
-                    yield self.progress(self.meaning.note, None if shown is None else Image(to_pixels(shown)[0]))
-                with precision(self.runtime.models):
-                    candidates += [prior.decode(one[None]) for one in latents]
+            wanted = self.meaning.vector.float().to(self.runtime.models.device)
+            for first in range(0, DRAWS, self.runtime.micro_batch):
+                count = min(DRAWS - first, self.runtime.micro_batch)
+                seeds = [candidate_seed(self.seed, first + number) for number in range(count)]
+                drawn += yield from self._drawn(prior, wanted, seeds)
             with torch.no_grad(), precision(self.runtime.models):
-                near = [float((prior.embed_pictures(one) @ vectors[0]).max()) for one in candidates]
-        best = Image(to_pixels(candidates[int(np.argmax(near))])[0])
-        reference = square(cut_out(best))
+                vectors = torch.cat([prior.embed_pictures(one) for one in drawn])
+            nearest = int((vectors @ wanted).argmax())
+        reference = square(cut_out(Image(to_pixels(drawn[nearest])[0])))
         yield self.progress("Drew the picture to go by", reference)
         return reference
+
+    def _drawn(self, prior: StableUnCLIP, wanted: Tensor, seeds: list[int]) -> Generator[Progress, None, list[Tensor]]:
+        """Pictures (1, 3, S, S), drawn together."""
+        with precision(self.runtime.models):
+            asked = prior.asked(wanted.expand(len(seeds), -1), self.words, self.params.noise_level, seeds)
+            free = prior.free(len(seeds))
+        steps, side = self.params.draw_steps, prior.latent_side
+        drawing = prior.sample(asked, free, steps, self.params.guidance, seeds, side)
+        for step in range(1, steps + 1):
+            self.runtime.raise_if_cancelled()
+            with precision(self.runtime.models):
+                clean, latents = next(drawing)
+                shown = prior.decode(clean[:1]) if is_preview(step, steps) else None
+            self.done += 1
+            yield self.progress(self.meaning.note, None if shown is None else Image(to_pixels(shown)[0]))
+        with precision(self.runtime.models):
+            return [prior.decode(one[None]) for one in latents]
 
     @property
     def words(self) -> str:
@@ -253,7 +292,8 @@ class Making:
         if not self.params.shape_steps:
             return grey_ball(self.params.resolution)
         with self.runtime.lease(SHAPES) as model:
-            condition = model.reader.read([reference.pixels])
+            with precision(self.runtime.models):
+                condition = model.reader.read([reference.pixels])
             stages = model.denoise(condition, SHAPE_STEPS, SHAPE_GUIDANCE, [self.seed])
             for _ in range(self.params.shape_steps):
                 self.runtime.raise_if_cancelled()
@@ -265,30 +305,50 @@ class Making:
                 grid: Tensor = model.grid(latents[0], self.params.resolution, self.runtime.raise_if_cancelled)
         return grid
 
-    def refine(self, fine: Tensor, reference: Image) -> Generator[Progress, None, tuple[Mesh, int]]:
-        """The optimisation of ``fine`` (4, R, R, R): the best of it, also when told to stop, and its steps."""
-        before, params, scratch = self.done, self.params, not self.params.needs_preview
+    def refine(self, grid: Tensor, reference: Image) -> Generator[Progress, None, tuple[Mesh, int]]:
+        """The optimisation of ``grid`` (4, R, R, R): the best of it, also when told to stop, and its steps."""
+        scratch = not self.params.needs_preview
+        fine = grid if scratch else metric(grid)
         start = resized(fine, GRID).to(self.runtime.models.device)
         if not has_surface(start):
-            raise no_object(self.seed)
+            yield self.progress("The preview is too thin to be refined, so it stays.")
+            return self.object(grid), 0
+        try:
+            with ExitStack() as stack:
+                refinement = self._refinement(start, reference, stack)
+                before = self.done
+                for event in refinement.run():
+                    if self.runtime.cancelled.is_set():
+                        refinement.settle()
+                        break
+                    self.done = before + event.step
+                    yield self.progress(event.message, event.preview)
+        except Cancelled:  # while models were loading
+            if scratch:
+                raise
+            return self.object(grid), 0
+        if refinement.addition.any():
+            return self.object(refined(fine, refinement.addition.cpu())), refinement.done
+        if scratch:
+            self.runtime.raise_if_cancelled()
+            raise no_object(self.seed)  # a mere ball is none
+        return self.object(grid), refinement.done
+
+    def _refinement(self, start: Tensor, reference: Image, stack: ExitStack) -> Refinement:
+        # Its imports take seconds that a mere listing need not spend.
+        from pipelines.xbind_published.supervision import Meant, PublishedSupervision, facing
+
+        params, scratch = self.params, not self.params.needs_preview
+        planar = stack.enter_context(self.runtime.lease(PLANAR))
+        stereoscopic = stack.enter_context(self.runtime.lease(STEREOSCOPIC)) if params.stereoscopic_weight else None
+        camera = Cameras.of((0.0, 0.0)) if scratch else facing(start, reference, planar, self.runtime)
         meant = Meant(self.meaning.vector, self.words, params.noise_level)
-        with self.runtime.lease(PLANAR) as planar, self.runtime.lease(STEREOSCOPIC) as stereoscopic:
-            front = Cameras.of((0.0, 0.0))
-            camera = front if scratch else facing(start, reference, planar, self.runtime)
-            supervision = PublishedSupervision(
-                planar, stereoscopic, meant, reference, camera, params.weights, self.seed, self.runtime
-            )
-            phases = params.phases(PHASES_FROM_NOTHING if scratch else PHASES)
-            refinement = Refinement(start, supervision, self.seed, REFINING[params.preset], params.refine_steps, phases)
-            for event in refinement.run():
-                if self.runtime.cancelled.is_set():
-                    refinement.settle()
-                    break
-                self.done = before + event.step
-                yield self.progress(event.message, event.preview)
-        if scratch and not refinement.done:
-            self.runtime.raise_if_cancelled()  # a mere ball is no object
-        return self.object(refined(fine, refinement.addition.cpu())), refinement.done
+        supervision = PublishedSupervision(
+            planar, stereoscopic, meant, reference, camera, params.weights, self.seed, self.runtime
+        )
+        phases = params.phases(PHASES_FROM_NOTHING if scratch else PHASES)
+        steps, most = REFINING[params.preset], params.refine_steps
+        return Refinement(start, supervision, self.seed, steps, most, phases, may_stay=not scratch)
 
     def object(self, grid: Tensor) -> Mesh:
         """Raises :class:`UserError` if it has no surface."""
@@ -302,12 +362,17 @@ class Making:
 
 
 def metric(grid: Tensor) -> Tensor:
-    """Shap-E's distances (4, R, R, R) are none: those of their surface, as renderers read them."""
-    inside = (grid[0] < 0).numpy()
+    """Shap-E's distances (4, R, R, R) are none: those of their surface, as renderers read them.
+
+    Near the surface a value over its slope, to keep what is thin; else to the nearest voxel on the other side.
+    """
+    field = grid[0].double().numpy()
+    inside = field < 0
     away = ndimage.distance_transform_edt(~inside) - ndimage.distance_transform_edt(inside)
-    voxels = away - 0.5 * np.sign(away)  # the surface is half-way between a voxel inside and one outside
-    smooth = ndimage.gaussian_filter(voxels, 1.0)
-    distances = torch.from_numpy(smooth).float() * (2 / len(inside) / UNIT)
+    steepness = np.sqrt(sum(slope**2 for slope in np.gradient(field)))
+    close = np.clip(field / np.maximum(steepness, np.finfo(float).tiny), -CLOSE, CLOSE)
+    voxels = np.where(np.abs(away) < CLOSE, close, away - 0.5 * np.sign(away))
+    distances = torch.from_numpy(voxels).float() * (2 / len(inside) / UNIT)
     return torch.cat([distances.clamp(-1, 1)[None], grid[1:]])
 
 

@@ -34,6 +34,7 @@ PLANAR_GUIDANCE, STEREOSCOPIC_GUIDANCE = 10.0, 3.0  # the usual ones of either m
 PLANAR_LATENTS = 64  # a side at most: 512 pixels, where 768 would be drawn
 SIDE = 128  # of a view that is optimised
 MARGIN = 0.1  # of a picture's side, on every side of the object
+USUAL = 0.1  # root mean square of what a view still lacks, of 2
 LOOKED_AT = 256  # pixels a side of the reference
 WHITE = 250  # of 255: what is darker is the object
 AROUND = 12  # azimuths at which the start is compared with the reference
@@ -62,12 +63,13 @@ class Teacher:
 
 
 class PublishedSupervision:
-    """Of one object. ``reference``: the picture on white of what it looks like from ``camera``."""
+    """Of one object. ``reference``: the picture on white of what it looks like from ``camera``. ``stereoscopic`` may be
+    missing if it has no weight."""
 
     def __init__(
         self,
         planar: StableUnCLIP,
-        stereoscopic: Zero123,
+        stereoscopic: Zero123 | None,
         meant: Meant,
         reference: Image,
         camera: Cameras,
@@ -77,16 +79,21 @@ class PublishedSupervision:
         side: int = SIDE,
     ) -> None:
         self.planar, self.stereoscopic, self.meant = planar, stereoscopic, meant
-        self.reference, self.camera, self.weights = reference, camera, weights
+        device = runtime.models.device
+        self.reference, self.weights = reference, weights
+        self.camera = Cameras(camera.azimuths.to(device), camera.elevations.to(device))
         self.runtime, self.side, self.chance = runtime, side, Chance(seed)
+        self.condition = meant.vector.float().to(device)
         with precision(runtime.models):
-            self.one = planar.asked(self._condition[None], meant.words, meant.level, [seed])
+            self.one = planar.asked(self.condition[None], meant.words, meant.level, [seed])
+            self.anything = planar.free(1)
         self.first, self.seen = torch.ones(1, 3, side, side), Seen(torch.empty(0), torch.empty(0))
 
     @torch.no_grad()
     def draw_reference(self, seen: Tensor) -> Image:
         """It was drawn before the object began; here it gets the place that the object has in the view ``seen``."""
         device = self.runtime.models.device
+        assert self.stereoscopic is not None
         placed = in_place(self.reference, seen[MASK][0] > 0)
         self.first = as_pixels(placed, self.side).to(device)
         with precision(self.runtime.models):
@@ -97,39 +104,36 @@ class PublishedSupervision:
         """Where views (B, 7, S, S) should go less, in the channels that ``phase`` goes by. The first of ``cameras`` is
         that of the reference, whose picture that view should be.
 
-        Each supervision has the norm of its weight, since their latents are not of one scale. Zero, and nothing is
-        computed, if both weights are.
+        Each supervision has its weight times the norm that a mean squared error of :data:`USUAL` has, since latents are
+        not of one scale, nor of that of views. Zero, and nothing is computed, if both weights are.
         """
         total = torch.zeros_like(views)
         planar = self.weights.planar * phase.planar
         if planar > 0:
             self._add(total, planar, self._told(self._planar(phase, len(views)), views, time, phase), phase)
         if self.weights.stereoscopic > 0:
-            slope = self._told(self._stereoscopic(cameras), views, time, phase)
-            slope[:1] = self._to_reference(views[:1], slope[1:])
+            others = Cameras(cameras.azimuths[1:], cameras.elevations[1:])
+            slope = self._told(self._stereoscopic(others), views[1:], time, phase)
+            slope = torch.cat([self._to_reference(views[:1], slope), slope])
             self._add(total, self.weights.stereoscopic, slope, phase)
         return total
 
     def likeness(self, views: Tensor) -> Tensor:
         """The cosine of each of views (B, 7, S, S), lit, to the condition, (B,): what Modality Similarity is of."""
         with precision(self.runtime.models):
-            return self.planar.embed_pictures(with_margin(lit(views))) @ self._condition
+            vectors = self.planar.embed_pictures(with_margin(lit(views)))
+        return vectors @ self.condition
 
     # --------------------------------------------------------------------------------------------------------- helpers
 
-    @property
-    def _condition(self) -> Tensor:
-        return self.meant.vector.float().to(self.runtime.models.device)
-
     def _planar(self, phase: Phase, count: int) -> Teacher:
-        assert self.one.labels is not None
-        asked = Asked(self.one.states.expand(count, -1, -1), self.one.labels.expand(count, -1))
+        asked = self.one.times(count)
         shown = normals_shown if phase.changed == DISTANCES else lit
         side = min(PLANAR_LATENTS, self.planar.latent_side) * self.planar.factor
-        with precision(self.runtime.models):
-            return Teacher(self.planar, shown, side, asked, self.planar.free(count), PLANAR_GUIDANCE)
+        return Teacher(self.planar, shown, side, asked, self.anything.times(count), PLANAR_GUIDANCE)
 
     def _stereoscopic(self, cameras: Cameras) -> Teacher:
+        assert self.stereoscopic is not None
         turned, raised = cameras.azimuths - self.camera.azimuths, cameras.elevations - self.camera.elevations
         side = self.stereoscopic.latent_side * self.stereoscopic.factor
         with precision(self.runtime.models):
@@ -138,28 +142,18 @@ class PublishedSupervision:
 
     def _told(self, teacher: Teacher, views: Tensor, time: float, phase: Phase) -> Tensor:
         """The slope (B, 7, S, S) of what the teacher says of all views, as many at once as may be."""
-        slopes: list[Tensor] = []
+        latent = teacher.side // teacher.prior.factor
+        noise = self.chance.noise(views.new_empty(len(views), teacher.prior.channels, latent, latent), phase)
+        later = self.chance.later(time) if phase.distillation == "cds" else time
+        slopes = [views[:0]]
         for start in range(0, len(views), self.runtime.micro_batch):
             part = slice(start, start + self.runtime.micro_batch)
             with torch.enable_grad(), precision(self.runtime.models):
                 given = views[part].detach().requires_grad_()
                 latents = teacher.prior.encode(at_side(with_margin(teacher.shown(given)), teacher.side))
-                away = self._away(teacher, part, latents.detach(), time, phase)
+                away = _away(teacher, part, latents.detach(), noise[part], (later, time), phase)
                 slopes += torch.autograd.grad(latents, given, away)
         return torch.cat(slopes)
-
-    @torch.no_grad()
-    def _away(self, teacher: Teacher, part: slice, latents: Tensor, time: float, phase: Phase) -> Tensor:
-        """Latents (B, 4, s, s) less what they should be (``pipelines/xbind/supervision.py``, SDS and CDS)."""
-        prior, noise, earlier = teacher.prior, self.chance.noise(latents, phase), time
-        if phase.distillation == "cds":
-            time = self.chance.later(time)
-        told = teacher.asked[part], teacher.free[part], teacher.guidance
-        clean, rest = prior.estimate(mixed(latents, noise, prior.share(time)), time, *told)
-        if phase.distillation == "sds":
-            return latents - clean
-        nearer, _ = prior.estimate(mixed(clean, rest, prior.share(earlier)), earlier, *told)
-        return nearer - clean
 
     def _to_reference(self, view: Tensor, others: Tensor) -> Tensor:
         """The slope of one view (1, 7, S, S) away from the reference, as long as that of each of the ``others`` is."""
@@ -173,7 +167,23 @@ class PublishedSupervision:
     @staticmethod
     def _add(total: Tensor, weight: float, slope: Tensor, phase: Phase) -> None:
         kept = slope[:, phase.seen]
-        total[:, phase.seen] += weight * kept / kept.norm().clamp(min=torch.finfo(torch.float32).tiny)
+        usual = 2 * USUAL * kept.numel() ** 0.5 / (len(total) * total.shape[-1] ** 2)
+        total[:, phase.seen] += weight * usual * kept / kept.norm().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+@torch.no_grad()
+def _away(
+    teacher: Teacher, part: slice, latents: Tensor, noise: Tensor, times: tuple[float, float], phase: Phase
+) -> Tensor:
+    """Latents (B, 4, s, s) less what they should be (``pipelines/xbind/supervision.py``, SDS and CDS). ``times``: the
+    noisier one, and for CDS the one nearer to clean."""
+    prior, (time, earlier) = teacher.prior, times
+    told = teacher.asked[part], teacher.free[part], teacher.guidance
+    clean, rest = prior.estimate(mixed(latents, noise, prior.share(time)), time, *told)
+    if phase.distillation == "sds":
+        return latents - clean
+    nearer, _ = prior.estimate(mixed(clean, rest, prior.share(earlier)), earlier, *told)
+    return nearer - clean
 
 
 def facing(start: Tensor, reference: Image, planar: StableUnCLIP, runtime: Runtime) -> Cameras:
@@ -181,11 +191,13 @@ def facing(start: Tensor, reference: Image, planar: StableUnCLIP, runtime: Runti
     degrees = [(360.0 * number / AROUND, 0.0) for number in range(AROUND)]
     cameras = Cameras.of(*degrees)
     there = Cameras(cameras.azimuths.to(start.device), cameras.elevations.to(start.device))
-    with torch.no_grad(), precision(runtime.models):
+    with torch.no_grad():
         views = with_margin(lit(render(start, there, Framing.of(start[0]), SIDE)))
-        wanted = planar.embed_pictures(with_margin(as_pixels(reference, LOOKED_AT)).to(start.device))[0]
-        found = torch.cat([planar.embed_pictures(part) @ wanted for part in views.split(runtime.micro_batch)])
-    return there[[int(found.argmax())]]
+        shown = with_margin(as_pixels(reference, LOOKED_AT)).to(start.device)
+        with precision(runtime.models):
+            wanted = planar.embed_pictures(shown)[0]
+            found = torch.cat([planar.embed_pictures(part) for part in views.split(runtime.micro_batch)])
+    return there[[int((found @ wanted).argmax())]]
 
 
 def normals_shown(views: Tensor) -> Tensor:

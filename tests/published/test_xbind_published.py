@@ -33,7 +33,7 @@ from pipelines.xbind.phases import COLORS, DISTANCES
 from pipelines.xbind.rendering import Cameras, Framing, lit, render
 from pipelines.xbind.supervision import Weights
 from pipelines.xbind_published import pipeline, supervision
-from pipelines.xbind_published.pipeline import PHASES, PublishedXBind, metric, square
+from pipelines.xbind_published.pipeline import DRAWS, PHASES, PublishedXBind, metric, square
 from pipelines.xbind_published.supervision import Meant, PublishedSupervision, facing, in_place, normals_shown
 from tests.box_shapes import boxes
 from tests.published.test_shap_e import Ball, Nothing
@@ -138,10 +138,10 @@ def manager(folders: dict[str, Path], tmp_path: Path) -> ModelManager:
 
 
 def run(
-    manager: ModelManager, *given: Artifact, stop_at: int = 10**9, **params: Any
+    manager: ModelManager, *given: Artifact, stop_at: int = 10**9, micro_batch: int = 16, **params: Any
 ) -> tuple[list[Progress], list[Mesh], bool]:
     """Its progress, its objects, and whether it was cancelled, which it is once so many steps are done."""
-    runtime, progress, made = Runtime(manager), [], []
+    runtime, progress, made = Runtime(manager, micro_batch=micro_batch), [], []
     values = {"draw_steps": 2, "resolution": 32, **params}
     try:
         for event in XBIND.run(given, XBIND.parse_params(values), runtime):
@@ -221,8 +221,10 @@ def test_a_refinement_goes_through_its_phases_and_names_its_models(manager: Mode
 def test_from_scratch_no_preview_is_made(manager: ModelManager) -> None:
     progress, [made], _ = run(manager, Text("rain"), preset="draft", start="scratch")
     assert set(resident(manager)) == {"aligned-space", "stable-unclip", "zero123"}
-    assert progress[-1].step == progress[-1].total == 2 + 7
+    assert progress[-1].step == progress[-1].total == 2 + 7 and progress[-1].message.startswith("Refined.")
     assert trimesh.Trimesh(made.vertices, made.faces, process=False).is_watertight
+    away = np.linalg.norm(made.vertices - [0, 0.5, 0], axis=1)
+    assert away.std() > 0.005  # that of a ball is 0.001
 
 
 @pytest.mark.parametrize("stop_at", [6, 10])
@@ -246,6 +248,9 @@ def test_a_picture_may_be_the_reference_itself(manager: ModelManager) -> None:
     progress, made, _ = run(manager, shown, reference="given", background="keep")
     assert len(made) == 1 and not any("Drew" in event.message for event in progress)
     assert made[0].provenance is not None
+    assert {model.key for model in made[0].provenance.models} == {"shap-e-pictures"} == set(resident(manager))
+    run(manager, Text("rain"), shown, reference="given", share=0.0)
+    assert {"stable-unclip", "aligned-space"} < set(resident(manager))  # a picture that does not count is none
     squared = square(shown).pixels
     assert squared.shape == (36, 36, 3) and np.array_equal(squared[6:30], shown.pixels) and (squared[:6] == 255).all()
 
@@ -256,6 +261,51 @@ def test_variations_are_the_objects_of_the_next_seeds(manager: ModelManager) -> 
         _, [alone], _ = run(manager, Text("rain"), seed=7 + index)
         assert one.provenance is not None and one.provenance.index == index
         np.testing.assert_allclose(one.vertices, alone.vertices, atol=1e-4)
+
+
+def test_several_are_one_run_of_steps(manager: ModelManager) -> None:
+    progress, several, _ = run(manager, Text("rain"), num_shapes=2, preset="draft", micro_batch=2)
+    each = 2 * 2 + 3 + 7  # three draws, two at once
+    steps = [event.step for event in progress]
+    assert steps == sorted(steps) and steps[-1] == 2 * each and len(several) == 2
+    assert {event.total for event in progress[1:]} == {2 * each}
+
+
+def test_with_less_memory_it_computes_less_at_once(manager: ModelManager) -> None:
+    """One view at a time gives what all at once give: noise is drawn for all."""
+    whole, single = (run(manager, Text("rain"), preset="draft", micro_batch=count)[1][0] for count in (16, 1))
+    _, [start], _ = run(manager, Text("rain"))
+    volumes = [trimesh.Trimesh(one.vertices, one.faces, process=False).volume for one in (whole, single)]
+    assert volumes[0] == pytest.approx(volumes[1], rel=0.01) and not np.array_equal(whole.vertices, start.vertices)
+    things, _, refines = XBIND.shape_of_work([Text("rain")], XBIND.parse_params({"preset": "draft"}))
+    assert (things, refines) == (pipeline.DRAWS, 1) and DRAWS == optimisation.CAMERAS
+    assert XBIND.shape_of_work([Text("rain")], XBIND.parse_params({}))[2] == 0
+
+
+def test_a_stop_while_the_priors_load_keeps_the_preview(manager: ModelManager, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, [preview], _ = run(manager, Text("rain"))
+    cancelled = False
+
+    def lease(self: Runtime, key: str) -> Any:
+        nonlocal cancelled
+        if key == "zero123":
+            self.cancelled.set()
+            cancelled = True
+            raise Cancelled
+        return usual(self, key)
+
+    usual = Runtime.lease
+    monkeypatch.setattr(Runtime, "lease", lease)
+    _, [kept], stopped = run(manager, Text("rain"), preset="draft")
+    assert cancelled and stopped and np.array_equal(kept.vertices, preview.vertices)
+    assert kept.provenance is not None and kept.provenance.params["preset"] == "preview"
+    assert run(manager, Text("rain"), preset="draft", start="scratch")[1:] == ([], True)
+
+
+def test_what_is_not_weighed_is_not_leased(manager: ModelManager) -> None:
+    _, [made], _ = run(manager, Text("rain"), preset="draft", stereoscopic_weight=0)
+    assert "zero123" not in resident(manager)
+    assert made.provenance is not None and "zero123" not in {model.key for model in made.provenance.models}
 
 
 def test_what_has_no_surface_offers_the_next_seed(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -316,7 +366,9 @@ def test_each_supervision_has_the_norm_of_its_weight_in_what_the_phase_goes_by(
     made.draw_reference(views[0])
     for phase in (EVERYTHING, replace(PHASES[1], planar=1.0), PHASES[2]):
         slope = made.slope(views, AROUND_IT, 0.4, replace(phase, distillation=distillation))
-        assert slope.norm().item() == pytest.approx(weights.planar + weights.stereoscopic, rel=1e-3)
+        lacking = torch.full_like(slope[:, phase.seen], supervision.USUAL)
+        usual = (2 * lacking / (len(views) * views.shape[-1] ** 2)).norm().item()
+        assert slope.norm().item() == pytest.approx(usual * (weights.planar + weights.stereoscopic), rel=1e-3)
         unseen = slope.clone()
         unseen[:, phase.seen] = 0
         assert not unseen.any() and (slope.flatten(1).norm(dim=1) > 0).all()
@@ -330,33 +382,41 @@ def test_without_weights_nothing_is_computed(folders: dict[str, Path], views: Te
 
 @pytest.mark.parametrize("distillation", ["sds", "cds"])
 def test_fewer_at_once_give_the_same(folders: dict[str, Path], views: Tensor, distillation: Any) -> None:
-    """For CDS to the number, since its noise stays; for SDS noise is drawn for so many at once."""
     phase = replace(EVERYTHING, distillation=distillation)
     slopes = []
-    for count in (16, 4, 1):
+    for count in (16, 3, 1):
         made = supervised(folders, Weights(1, 1, 1), count)
         made.draw_reference(views[0])
         slopes.append(made.slope(views, AROUND_IT, 0.4, phase))
-    torch.testing.assert_close(slopes[0], slopes[1])
-    assert slopes[2].norm() == pytest.approx(slopes[0].norm(), rel=0.5) and slopes[2].isfinite().all()
+    for other in slopes[1:]:
+        assert (slopes[0] - other).norm() < 1e-3 * slopes[0].norm()
 
 
-def test_what_a_prior_is_sure_of_pulls_views_towards_it(folders: dict[str, Path]) -> None:
-    """A prior that takes everything for the latents of one picture: descent makes views that picture."""
+@pytest.mark.parametrize("distillation", ["sds", "cds"])
+def test_views_go_where_a_prior_wants_them(folders: dict[str, Path], distillation: Any) -> None:
+    """A prior that takes what it is given for the latents of one picture, the more so the noisier it is."""
     shape = a_shape()
     framing = Framing.of(shape[0])
     truth, start = (render(grid, AROUND_IT, framing, 16) for grid in (shape, grey_ball(16)))
     made = supervised(folders, Weights(1, 0, 0))
     wanted = made.planar.encode(supervision.at_side(supervision.with_margin(lit(truth)), 16)).detach()
-    made.planar.estimate = lambda noisy, *_: (wanted, noisy)  # type: ignore[method-assign]
+    present = wanted
+
+    def estimate(noisy: Tensor, time: float, *_: Any) -> tuple[Tensor, Tensor]:
+        return torch.lerp(present, wanted, 0.3 + 0.7 * time), torch.zeros_like(noisy)
+
+    made.planar.estimate = estimate  # type: ignore[method-assign]
 
     def error(views: Tensor) -> float:
         seen = made.planar.encode(supervision.at_side(supervision.with_margin(lit(views)), 16))
         return float((seen - wanted).square().mean().sqrt())
 
-    views = start.clone()
+    views, phase = start.clone(), replace(EVERYTHING, distillation=distillation)
+    present = made.planar.encode(supervision.at_side(supervision.with_margin(lit(views)), 16)).detach()
+    length = made.slope(views, AROUND_IT, 0.4, phase).norm()
     for _ in range(60):
-        views = views - 0.5 * made.slope(views, AROUND_IT, 0.4, EVERYTHING)
+        present = made.planar.encode(supervision.at_side(supervision.with_margin(lit(views)), 16)).detach()
+        views = views - 0.5 * made.slope(views, AROUND_IT, 0.4, phase) / length
     assert error(views) < 0.6 * error(start)
 
 
@@ -369,7 +429,7 @@ def test_the_first_view_goes_to_the_reference(folders: dict[str, Path], views: T
     assert after < before
 
 
-def test_consistency_distillation_is_one_estimate_less_another_and_its_noise_stays(
+def test_consistency_distillation_is_one_estimate_less_another_of_the_same_noise(
     folders: dict[str, Path], views: Tensor
 ) -> None:
     made = supervised(folders, Weights(1, 0, 0))
@@ -379,15 +439,15 @@ def test_consistency_distillation_is_one_estimate_less_another_and_its_noise_sta
         asked.append((noisy, time))
         return torch.full_like(noisy, time), torch.zeros_like(noisy)
 
-    made.planar.estimate = estimate  # type: ignore[method-assign, assignment]
-    latents = torch.zeros(1, 4, 8, 8)
-    teacher = made._planar(EVERYTHING, 1)
-    away = made._away(teacher, slice(0, 1), latents, 0.3, replace(EVERYTHING, distillation="cds"))
+    made.planar.estimate = estimate  # type: ignore[method-assign]
+    made.planar.encode = lambda pixels: 0 * pixels.mean() + pixels.new_zeros(len(pixels), 4, 8, 8)  # type: ignore[method-assign]
+    phase = replace(EVERYTHING, distillation="cds")
+    made.slope(views, AROUND_IT, 0.3, phase)
     (first, later), (second, earlier) = asked
     assert earlier == 0.3 and 0.4 <= later <= 0.6
-    torch.testing.assert_close(away, torch.full_like(away, earlier - later))
     torch.testing.assert_close(second, torch.full_like(second, later * made.planar.share(earlier) ** 0.5))
-    made._away(teacher, slice(0, 1), latents, 0.3, replace(EVERYTHING, distillation="cds"))
+    assert torch.equal(first[0], first[3])  # one noise for all views
+    made.slope(views, AROUND_IT, 0.3, phase)
     again, time = asked[2]
     scale = ((1 - made.planar.share(time)) / (1 - made.planar.share(later))) ** 0.5
     torch.testing.assert_close(again, first * scale)
@@ -430,7 +490,12 @@ def test_distances_of_any_field_become_those_of_its_surface() -> None:
     near = exact.abs() < 0.7
     assert (found - exact)[near].abs().mean() < 0.06 and (found[exact == 1] > 0.85).all()
     assert has_surface(metric(field)) and torch.equal(metric(field)[COLORS], field[COLORS])
-    assert slice(0, 1) == DISTANCES
+
+
+def test_what_is_thin_stays() -> None:
+    field = torch.ones(4, 32, 32, 32)
+    field[DISTANCES, 16, :, 16] = -0.1  # a rod of one voxel
+    assert torch.equal(metric(field)[0] < 0, field[0] < 0)
 
 
 # -------------------------------------------------------------------------------------------------------------- loading
