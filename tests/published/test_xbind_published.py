@@ -405,7 +405,7 @@ def test_views_go_where_a_prior_wants_them(folders: dict[str, Path], distillatio
     def estimate(noisy: Tensor, time: float, *_: Any) -> tuple[Tensor, Tensor]:
         return torch.lerp(present, wanted, 0.3 + 0.7 * time), torch.zeros_like(noisy)
 
-    made.planar.estimate = estimate  # type: ignore[method-assign]
+    made.planar.estimate = estimate  # type: ignore[method-assign, assignment]
 
     def error(views: Tensor) -> float:
         seen = made.planar.encode(supervision.at_side(supervision.with_margin(lit(views)), 16))
@@ -439,7 +439,7 @@ def test_consistency_distillation_is_one_estimate_less_another_of_the_same_noise
         asked.append((noisy, time))
         return torch.full_like(noisy, time), torch.zeros_like(noisy)
 
-    made.planar.estimate = estimate  # type: ignore[method-assign]
+    made.planar.estimate = estimate  # type: ignore[method-assign, assignment]
     made.planar.encode = lambda pixels: 0 * pixels.mean() + pixels.new_zeros(len(pixels), 4, 8, 8)  # type: ignore[method-assign]
     phase = replace(EVERYTHING, distillation="cds")
     made.slope(views, AROUND_IT, 0.3, phase)
