@@ -117,6 +117,25 @@ def test_what_is_stopped_is_kept_with_its_steps_as_its_recipe(manager: ModelMana
     assert all(row.leases == 0 for row in manager.status())
 
 
+def test_a_stop_while_the_prior_loads_keeps_the_preview(
+    manager: ModelManager, short: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, [preview], _ = run(manager, preset="preview")
+    usual = Runtime.lease
+
+    def lease(self: Runtime, key: str) -> Any:
+        if key == "view-diffusion":
+            self.cancelled.set()
+            raise Cancelled
+        return usual(self, key)
+
+    monkeypatch.setattr(Runtime, "lease", lease)
+    _, [kept], cancelled = run(manager)
+    assert cancelled and np.array_equal(kept.vertices, preview.vertices)
+    assert kept.provenance is not None and kept.provenance.params["preset"] == "preview"
+    assert run(manager, start="scratch")[1:] == ([], True)
+
+
 def test_from_scratch_it_begins_with_a_ball_whatever_the_preview(manager: ModelManager, short: None) -> None:
     progress, [made], _ = run(manager, start="scratch")
     assert [event.step for event in progress] == [0, *range(11), 10] and progress[-1].total == 10

@@ -16,7 +16,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from models.errors import UserError
+from models.errors import Cancelled, UserError
 from pipelines.base import (
     ADVANCED,
     Event,
@@ -297,23 +297,31 @@ class ShapeMaker:
         if self.runtime.cancelled.is_set() and latents is not None:
             return self.object(wanted, latents, params), 0
         flow = self.flow_steps(count, params)
-        with self.runtime.lease("view-diffusion") as prior, self.runtime.lease("picture-text") as space:
-            supervision = Supervision(prior, space, wanted.meaning.vector, params.weights, wanted.seed, self.runtime)
-            start = self.start(wanted, latents)
-            steps, most = REFINING[params.preset], params.refine_steps
-            phases = params.phases(PHASES_FROM_NOTHING if latents is None else PHASES)
-            may_stay = latents is not None
-            refinement = Refinement(start, supervision, wanted.seed, steps, most, phases, may_stay=may_stay)
-            for event in refinement.run():
-                if self.runtime.cancelled.is_set():
-                    refinement.settle()
-                    break
-                step = flow + number * params.refinement + event.step
-                yield Progress(step, flow + count * params.refinement, event.message, event.preview)
+        try:
+            with self.runtime.lease("view-diffusion") as prior, self.runtime.lease("picture-text") as space:
+                vector = wanted.meaning.vector
+                supervision = Supervision(prior, space, vector, params.weights, wanted.seed, self.runtime)
+                refinement = self._refinement(self.start(wanted, latents), supervision, wanted.seed, params)
+                for event in refinement.run():
+                    if self.runtime.cancelled.is_set():
+                        refinement.settle()
+                        break
+                    step = flow + number * params.refinement + event.step
+                    yield Progress(step, flow + count * params.refinement, event.message, event.preview)
+        except Cancelled:  # while the two were loading
+            if latents is None:
+                raise
+            return self.object(wanted, latents, params), 0
         if latents is None and not refinement.addition.any():
             self.runtime.raise_if_cancelled()
             raise no_object(wanted.seed)  # a mere ball is none
         return self.object(wanted, latents, params, refinement.addition), refinement.done
+
+    @staticmethod
+    def _refinement(start: Tensor, supervision: Supervision, seed: int, params: XBindParams) -> Refinement:
+        steps, most = REFINING[params.preset], params.refine_steps
+        phases = params.phases(PHASES if params.needs_preview else PHASES_FROM_NOTHING)
+        return Refinement(start, supervision, seed, steps, most, phases, may_stay=params.needs_preview)
 
     def start(self, wanted: Wanted, latents: Tensor | None) -> Tensor:
         """The grid (4, R, R, R) that is optimised, on the models' device, at the resolution that its decoder learned.
