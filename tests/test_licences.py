@@ -60,10 +60,11 @@ def test_free_licences_and_own_folders_are_never_asked_for(config: Path, tmp_pat
     assert not config.exists()
 
 
-def test_the_published_backbone_and_clap_restrict_use(tmp_path: Path) -> None:
+def test_the_published_backbone_clap_and_imagebind_restrict_use(tmp_path: Path) -> None:
     full = catalog("full")
     of_sounds = ["sound-text", "v2a-mapper", "v2a-regression", "sound-generator", "audio-autoencoder", "vocoder"]
-    assert [key for key, item in full.items() if item.restricted] == ["crossflow", *of_sounds, "neuropictor"]
+    restricted = [key for key, item in full.items() if item.restricted]
+    assert restricted == ["crossflow", *of_sounds, "imagebind", "neuropictor"]
     assert not any(item.restricted for item in catalog("lite").values())
     with pytest.raises(UserError, match="research"):
         require_licence(full["crossflow"])
