@@ -36,7 +36,7 @@ from pipelines.media import Artifact, Audio, BrainScan, Image, Mesh, Text
 from pipelines.xbind.optimisation import Refinement, grey_ball, has_surface, refined
 from pipelines.xbind.params import ObjectParams
 from pipelines.xbind.phases import PHASES, PHASES_FROM_NOTHING
-from pipelines.xbind.prompts import Meaning, Prompt
+from pipelines.xbind.prompts import Meaning, Prompt, counting
 from pipelines.xbind.supervision import Supervision
 from pipelines.xbind.surface import NoSurfaceError, is_one_piece, no_object, surface
 from pipelines.xbind.views import shaded
@@ -130,17 +130,16 @@ class XBind(Pipeline):
 
     def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
         params = cast(XBindParams, params)
-        blends = len(inputs) > 1
-        read = [item for item in inputs if isinstance(item, Text) and not (blends and params.share == 1)]
-        met = [item for item in inputs if not isinstance(item, Text) and not (blends and params.share == 0)]
-        measured = [item for item in met if isinstance(item, BrainScan) and is_measured(item, FMRIParams())]
-        seen, heard = (any(isinstance(item, kind) for item in met) for kind in (Image, Audio))
+        counts = counting(inputs, params.share)
+        read = any(isinstance(item, Text) for item in counts)
+        measured = [item for item in counts if isinstance(item, BrainScan) and is_measured(item, FMRIParams())]
+        seen, heard = (any(isinstance(item, kind) for item in counts) for kind in (Image, Audio))
         used = {
             "sentence-encoder": read or measured or heard,
             "picture-text": read or measured or heard or seen or params.refinement,
             "bind-audio": heard,
             "category-decoder": measured,
-            "brain-decoder": not measured and any(isinstance(item, BrainScan) for item in met),
+            "brain-decoder": not measured and any(isinstance(item, BrainScan) for item in counts),
             "view-diffusion": params.refinement,
         }
         return tuple(key for key in self.models if used.get(key, True))

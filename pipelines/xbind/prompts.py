@@ -47,6 +47,13 @@ class Meaning:
     badge: str = ""
 
 
+def counting(inputs: Sequence[Artifact], share: float) -> list[Artifact]:
+    """The inputs that have a say, ``share`` of the way from words to an example: at either end the other has none."""
+    if len(inputs) < 2:
+        return list(inputs)
+    return [item for item in inputs if share != (1 if isinstance(item, Text) else 0)]
+
+
 @dataclass(frozen=True)
 class Prompt:
     """What is asked for; at least one of both."""

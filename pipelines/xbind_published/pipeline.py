@@ -40,7 +40,7 @@ from pipelines.xbind.optimisation import Refinement, grey_ball, has_surface, ref
 from pipelines.xbind.params import ObjectParams
 from pipelines.xbind.phases import COLORS, DISTANCES, Distillation, Phase
 from pipelines.xbind.pipeline import XBind
-from pipelines.xbind.prompts import SHOWN, Meaning, Prompt, Senses
+from pipelines.xbind.prompts import SHOWN, Meaning, Prompt, Senses, counting
 from pipelines.xbind.rendering import SHARPEST, SOFTEST, UNIT, Cameras
 from pipelines.xbind.surface import NoSurfaceError, no_object, surface
 
@@ -151,17 +151,16 @@ class PublishedXBind(Pipeline):
     def models_for(self, inputs: Sequence[Artifact], params: Params) -> tuple[str, ...]:
         params = cast(PublishedXBindParams, params)
         senses = SENSES[params.encoder]
-        blends = len(inputs) > 1
-        read = [item for item in inputs if isinstance(item, Text) and not (blends and params.share == 1)]
-        met = [item for item in inputs if not isinstance(item, Text) and not (blends and params.share == 0)]
-        scans = [item for item in met if isinstance(item, BrainScan)]
+        counts = counting(inputs, params.share)
+        read = any(isinstance(item, Text) for item in counts)
+        scans = [item for item in counts if isinstance(item, BrainScan)]
         measured = [scan for scan in scans if is_measured(scan, FMRIParams())]
-        shown = [item for item in met if isinstance(item, Image)]
+        shown = [item for item in counts if isinstance(item, Image)]
         used = {SHAPES: params.needs_preview, STEREOSCOPIC: bool(params.refinement and params.stereoscopic_weight)}
         if params.refinement or not (shown and params.reference == "given"):
             used[PLANAR] = True
             used["category-decoder"], used["brain-decoder"] = bool(measured), len(scans) > len(measured)
-            if any(isinstance(item, Audio) for item in met):
+            if any(isinstance(item, Audio) for item in counts):
                 used[senses.ears] = True
             if read or scans or shown:
                 used[senses.space] = True
