@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.assistant import Assistant
-from app.library import INDEX_NAME, Library
+from app.library import Library
+from app.library_index import INDEX_NAME
 from app.settings import Settings
 from app.studio import Saved, Studio
 from app.ui import build

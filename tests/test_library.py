@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.library import INDEX_NAME, Entry, Library
+from app.library import Entry, Library
+from app.library_index import INDEX_NAME
 from models.errors import UserError
 from pipelines.artifact import sidecar_path
 from pipelines.media import Artifact, Audio, Text, Video
