@@ -87,11 +87,9 @@ class Bench:
 
     def __init__(self, manager: ModelManager, shapes: Shapes, stack: ExitStack, preset: str) -> None:
         self.runtime, self.shapes, self.steps = Runtime(manager), shapes, REFINING[preset]
-        keys = ("picture-text", "sentence-encoder", "shape-generator", "shape-autoencoder")
-        self.space, self.encoder, self.generator, self.autoencoder = (
-            stack.enter_context(manager.lease(key)) for key in keys
-        )
-        self.maker = ShapeMaker(self.generator, self.autoencoder, self.runtime)
+        keys = ("picture-text", "sentence-encoder", "shape-autoencoder")
+        self.space, self.encoder, self.autoencoder = (stack.enter_context(manager.lease(key)) for key in keys)
+        self.maker = ShapeMaker(self.autoencoder, self.runtime)
         self.prior = stack.enter_context(manager.lease(PRIOR)) if is_there(manager, PRIOR) else None
         self.known = shapes.select("train")
         icons = torch.cat([self.icons(self.known[i : i + 32]) for i in range(0, len(self.known), 32)])

@@ -146,6 +146,7 @@ def test_from_scratch_it_begins_with_a_ball_whatever_the_preview(manager: ModelM
     assert run(manager, stop_at=0, start="scratch")[1:] == ([], True)
     _, [stopped], cancelled = run(manager, stop_at=4, start="scratch")
     assert cancelled and stopped.provenance is not None and stopped.provenance.params["start"] == "scratch"
+    assert "shape-generator" not in {model.key for model in stopped.provenance.models}
 
 
 def test_the_distillation_of_each_phase_is_the_one_that_is_asked_for(

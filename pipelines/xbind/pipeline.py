@@ -8,9 +8,8 @@ spirit of a picture, and does not reconstruct it.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from pydantic import Field
@@ -140,6 +139,7 @@ class XBind(Pipeline):
             "bind-audio": heard,
             "category-decoder": measured,
             "brain-decoder": not measured and any(isinstance(item, BrainScan) for item in counts),
+            "shape-generator": params.needs_preview,
             "view-diffusion": params.refinement,
         }
         return tuple(key for key in self.models if used.get(key, True))
@@ -171,8 +171,8 @@ class XBind(Pipeline):
             made_by = provenance(self, inputs[which], made_with, runtime.models, index, badge=badge)
             return Produced(item.with_provenance(made_by))
 
-        with ExitStack() as stack:
-            maker = ShapeMaker.lease(runtime, stack)
+        with runtime.lease("shape-autoencoder") as autoencoder:
+            maker = ShapeMaker(autoencoder, runtime)
             latents: Sequence[Tensor | None] = [None] * len(wanted)
             if params.needs_preview:
                 latents = yield from maker.make(wanted, params)
@@ -189,7 +189,7 @@ class XBind(Pipeline):
             for pair in zip(wanted, latents, strict=True):
                 runtime.raise_if_cancelled()
                 objects.append(maker.object(*pair, params))
-        del maker  # its models may go now
+        del maker, autoencoder  # the model may go now
         for number, item in enumerate(objects):
             yield produced(number, item)
 
@@ -204,25 +204,10 @@ class Wanted:
 
 @dataclass
 class ShapeMaker:
-    """The two leased models, for the length of one run."""
+    """From what is wanted to objects, with the leased autoencoder, for the length of one run."""
 
-    generator: ShapeGenerator
     autoencoder: ShapeAutoencoder
     runtime: Runtime
-
-    @classmethod
-    def lease(cls, runtime: Runtime, stack: ExitStack) -> Self:
-        """Raises :class:`UserError` if the two do not fit together."""
-        generator, autoencoder = (
-            stack.enter_context(runtime.lease(key)) for key in ("shape-generator", "shape-autoencoder")
-        )
-        made, read = ((model.config.channels, model.config.plane) for model in (generator, autoencoder))
-        if made != read:
-            raise UserError(
-                "The shape generator and the shape autoencoder do not mean the same by latents.",
-                "Take both from the same training.",
-            )
-        return cls(generator, autoencoder, runtime)
 
     def flow_steps(self, count: int, params: XBindParams) -> int:
         """Of ``count`` objects, as many at once as may be."""
@@ -233,8 +218,21 @@ class ShapeMaker:
     def make(self, wanted: Sequence[Wanted], params: XBindParams) -> Generator[Progress, None, list[Tensor]]:
         """Yields progress after every step, with a few previews; returns the latents (3, C, p, p) of each object.
 
-        Instead of one that comes in pieces, the first of a few others is taken that does not.
+        Instead of one that comes in pieces, the first of a few others is taken that does not. Raises
+        :class:`UserError` if the generator's latents are not the autoencoder's.
         """
+        with self.runtime.lease("shape-generator") as generator:
+            made, read = ((model.config.channels, model.config.plane) for model in (generator, self.autoencoder))
+            if made != read:
+                raise UserError(
+                    "The shape generator and the shape autoencoder do not mean the same by latents.",
+                    "Take both from the same training.",
+                )
+            return (yield from self._make(generator, wanted, params))
+
+    def _make(
+        self, generator: ShapeGenerator, wanted: Sequence[Wanted], params: XBindParams
+    ) -> Generator[Progress, None, list[Tensor]]:
         size = self.runtime.micro_batch
         chunks = [wanted[i : i + size] for i in range(0, len(wanted), size)]
         done, flow = 0, self.flow_steps(len(wanted), params)
@@ -242,7 +240,7 @@ class ShapeMaker:
         for chunk in chunks:
             self.runtime.raise_if_cancelled()
             conditions, seeds = torch.stack([one.meaning.vector for one in chunk]), [one.seed for one in chunk]
-            stages = self.generator.denoise(conditions, params.steps, params.guidance, seeds)
+            stages = generator.denoise(conditions, params.steps, params.guidance, seeds)
             for _ in range(params.steps):
                 self.runtime.raise_if_cancelled()
                 with precision(self.runtime.models):
@@ -252,11 +250,11 @@ class ShapeMaker:
                 progress = Progress(done, flow + len(wanted) * params.refinement, chunk[0].meaning.note, preview)
                 yield progress
             for one, of_one in zip(chunk, latents, strict=True):
-                made.append((yield from self._in_one_piece(one, of_one, params, progress)))
+                made.append((yield from self._in_one_piece(generator, one, of_one, params, progress)))
         return made
 
     def _in_one_piece(
-        self, wanted: Wanted, first: Tensor, params: XBindParams, progress: Progress
+        self, generator: ShapeGenerator, wanted: Wanted, first: Tensor, params: XBindParams, progress: Progress
     ) -> Generator[Progress, None, Tensor]:
         """Latents (3, C, p, p) of a candidate that is one thing: the ``first``, unless only another is."""
         candidate = first
@@ -265,9 +263,7 @@ class ShapeMaker:
                 yield replace(progress, message="It came in pieces: trying once more", preview=None)
                 seed = candidate_seed(wanted.seed, number)
                 with precision(self.runtime.models):
-                    [candidate] = self.generator.sample(
-                        wanted.meaning.vector[None], params.steps, params.guidance, [seed]
-                    )
+                    [candidate] = generator.sample(wanted.meaning.vector[None], params.steps, params.guidance, [seed])
             if self.runtime.cancelled.is_set():
                 return first
             [grid] = self._grids(candidate[None], self.autoencoder.config.size)
