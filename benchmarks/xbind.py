@@ -5,8 +5,8 @@
 Objects are asked for by name, by the icon of a shape whose truth is known, and by a held-out clip of what such a thing
 sounds like, where there is one; names of the training and held-out ones are apart. Beside the preview and the
 optimisation with and without its parts stand the training shape that is nearest to what is asked for, and the true
-shape, which says how much a judge can tell at all. The judge (``training/render_judge.py``) knows all shapes of the
-table by name, and no generator was trained with it. So it knows a training shape that is returned for a held-out name
+shape, which says how much a judge can tell at all. The judge (``training/render_judge.py``) knows all shapes of both
+tables by name, and no generator was trained with it. So it knows a training shape that is returned for a held-out name
 by its own name; beside the rank among all names stands that among the names of the split alone, where this does not
 count against it. Rows of the optimisation appear once the weights of ``view-diffusion`` are there. Writes
 ``benchmarks/results/xbind.json`` and prints its tables.
@@ -315,13 +315,13 @@ def peak_memory_mb() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", help="folder of the table of shapes")
+    parser.add_argument("--data", help="folder of both tables of shapes")
     parser.add_argument("--count", type=int, default=40, help="objects of a split")
     parser.add_argument("--preset", choices=REFINING, default="fine", help="of the optimisation; preview: without it")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     arguments = parser.parse_args()
     manager = build_manager(load_settings(profile="lite"))
-    shapes, judge = load_shapes(data_folder(arguments.data)), load_render_judge()
+    shapes, judge = load_shapes(data_folder(arguments.data), share_alike=True), load_render_judge()
     results: dict[str, Any] = {}
     with ExitStack() as stack:
         bench = Bench(manager, shapes, stack, arguments.preset)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -109,6 +110,7 @@ def squeaks_of(name: str) -> Sounds:
 @pytest.mark.parametrize("refines", [True, False])
 def test_a_whole_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refines: bool) -> None:
     write_chairs(tmp_path)
+    shutil.copy(tmp_path / shapes.TABLE, tmp_path / shapes.SHARE_ALIKE_TABLE)
     (tmp_path / "models").mkdir()
     manager: ModelManager = (refining_manager if refines else shape_manager)(tmp_path / "models")
     monkeypatch.setattr(shapes, "STATE", tmp_path / "state")

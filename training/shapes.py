@@ -92,7 +92,7 @@ def load_shapes(folder: Path, share_alike: bool = False) -> Shapes:
     if share_alike and path.is_file() and not extra.is_file():
         raise SystemExit(
             f"{extra} is missing: build it with 'python -m training.data WORK {folder} --only shapes-sharealike', "
-            "or pass --permissive-only to do without."
+            "or give a recipe --permissive-only to do without."
         )
     items: list[Shape] = []
     grids = []
