@@ -21,6 +21,7 @@ from pipelines.xbind.optimisation import JUDGED, Refinement, has_surface, refine
 from pipelines.xbind.phases import PHASES
 from pipelines.xbind.rendering import Cameras, Framing, lit, render
 from pipelines.xbind.supervision import REFERENCE, Chance, Supervision, Weights
+from pipelines.xbind.surface import is_one_piece
 from tests.box_shapes import boxes
 from tests.tiny_models import manager_of
 from tests.tiny_shapes import ball
@@ -91,6 +92,7 @@ def refinement(
     spoiled_from: int = 10**9,
     seed: int = 0,
     most: int = 10**9,
+    may_stay: bool = True,
 ) -> Refinement:
     start = a_start() if start is None else start
     truth = a_truth() if truth is None else truth
@@ -100,7 +102,7 @@ def refinement(
     runtime = Runtime(manager_of(10))
     prior = Knowing(truth, framing, spoiled_from)
     supervision = Supervision(prior, Patches(), F.normalize(condition, dim=0), weights or Weights(), seed, runtime)
-    return Refinement(start, supervision, seed, steps, most)
+    return Refinement(start, supervision, seed, steps, most, may_stay=may_stay)
 
 
 def supervision_of(made: Refinement) -> Supervision:
@@ -240,6 +242,18 @@ def test_a_phase_that_leaves_nothing_is_undone() -> None:
     assert made.notes == ["The coarse field left nothing of the object and was undone."]
     assert has_surface(refined(start, made.addition)) and not made.current.any()
     assert made.notes[0] in events[-1].message
+
+
+@pytest.mark.parametrize("may_stay", [True, False])
+def test_a_preview_in_one_piece_stays_in_one(may_stay: bool) -> None:
+    ends = [((x, 0, 0), (0.25, 0.4, 0.4), (1, 0, 0)) for x in (-0.5, 0.5)]
+    start, truth = boxes(SIZE, *ends, ((0, 0, 0), (0.5, 0.09, 0.09), (1, 0, 0))), boxes(SIZE, *ends)
+    assert is_one_piece(start) and not is_one_piece(truth)
+    made = refinement(Weights(1, 0, 0), truth=truth, start=start, steps=(80, 0, 0), may_stay=may_stay)
+    *_, last = made.run()
+    assert is_one_piece(refined(start, made.current)) == may_stay
+    assert is_one_piece(refined(start, made.addition)) or not may_stay
+    assert ("The coarse field broke the object apart" in last.message) == may_stay
 
 
 def test_the_reference_is_the_nearest_of_those_drawn() -> None:

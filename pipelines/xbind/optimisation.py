@@ -20,6 +20,7 @@ from pipelines.media import Image
 from pipelines.xbind.phases import COLORS, DISTANCES, PHASES, Phase
 from pipelines.xbind.rendering import UNIT, Cameras, Framing, Frozen, render
 from pipelines.xbind.supervision import Supervises
+from pipelines.xbind.surface import is_one_piece
 from pipelines.xbind.views import shaded
 
 CAMERAS = 4  # of a step; the first of them is the reference's
@@ -45,7 +46,8 @@ class NoNumberError(ArithmeticError):
 class Refinement:
     """One object. ``start``: the grid (4, R, R, R) of its preview, or of anything else to begin with, which has a
     surface; ``steps`` of each of the ``phases``; ``most``: steps after which it ends, whatever is left; ``may_stay``:
-    whether the start may be the best that there is, which a mere ball may not.
+    whether the start may be the best that there is, which a mere ball may not; then, if it is one piece, so is all that
+    comes of it, since of several only the largest would be kept.
 
     :meth:`run` does the work. At any time :attr:`addition` (4, R, R, R) is the best that came of it so far, which is
     zero if that is the start, and :attr:`notes` say what went wrong. Same seed, same steps: same result.
@@ -69,6 +71,7 @@ class Refinement:
         self.current = torch.zeros_like(start)
         self.addition, self.score = self.current, self._score(self.current) if may_stay else -math.inf
         self.start_score = self.score
+        self.whole = may_stay and is_one_piece(start)
         self.notes: list[str] = []
 
     def run(self) -> Iterator[Progress]:
@@ -87,7 +90,7 @@ class Refinement:
 
     def settle(self) -> None:
         """Judge what there is now, and keep it if it is the best so far."""
-        score = self._score(self.current) if has_surface(refined(self.start, self.current)) else -math.inf
+        score = self._score(self.current) if self._holds() else -math.inf
         if score > self.score:
             self.addition, self.score = self.current, score
 
@@ -96,6 +99,7 @@ class Refinement:
     def _phase(self, phase: Phase, steps: int, count: int) -> Iterator[Progress]:
         """The first ``count`` of ``steps``."""
         before, first = self.current, self.done
+        sound = before  # the last that was shown and held together
         size = len(before[0]) // 2 if phase.coarse else len(before[0])
         parameter = before.new_zeros(len(before[phase.changed]), size, size, size, requires_grad=True)
         good = parameter.detach().clone()
@@ -118,10 +122,14 @@ class Refinement:
             if step + 1 < count:
                 if shown:
                     self.settle()
+                    sound = self.current if self._holds() else sound
                 yield Progress(self.done, self.total, self._said(phase), self._turntable() if shown else None)
         if not has_surface(refined(self.start, self.current)):
             self.notes.append(f"The {phase.name} left nothing of the object and was undone.")
             self.current = before
+        elif not self._holds():
+            self.notes.append(f"The {phase.name} broke the object apart and went back to where it was whole.")
+            self.current = sound
         self.done = first + count
         self.settle()
         yield Progress(self.done, self.total, self._said(phase), self._turntable())
@@ -173,6 +181,11 @@ class Refinement:
         return draw
 
     # --------------------------------------------------------------------------------------------------------- helpers
+
+    def _holds(self) -> bool:
+        """Whether there is a surface now, in one piece if that is asked."""
+        grid = refined(self.start, self.current)
+        return is_one_piece(grid) if self.whole else has_surface(grid)
 
     @property
     def _side(self) -> int:
