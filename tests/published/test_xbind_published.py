@@ -24,14 +24,14 @@ from pipelines.media import Artifact, Image, Mesh, Text
 from pipelines.xbind import optimisation
 from pipelines.xbind.optimisation import has_surface
 from pipelines.xbind.phases import COLORS, DISTANCES
-from pipelines.xbind_published import pipeline, supervision
+from pipelines.xbind_published import pipeline
 from pipelines.xbind_published.pipeline import DRAWS, PHASES, PublishedXBind, metric, square
 from tests.published.test_shap_e import Ball, Nothing
 from tests.tiny_models import manager_of, resident, spec_of
 from tests.tiny_published import WIDTH
 from tests.tiny_shapes import ball
 from tests.tiny_sounds import picture, tone
-from tests.tiny_xbind import xbind_folders
+from tests.tiny_xbind import make_small, xbind_folders
 
 XBIND = PublishedXBind()
 
@@ -43,14 +43,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, values in (
-        (optimisation, {"JUDGED_SIDE": 24, "SHOWN_SIDE": 24}),
-        (supervision, {"SIDE": 16, "LOOKED_AT": 32, "AROUND": 4}),
-        (pipeline, {"SHAPE_STEPS": 2, "DRAWS": 3, "GRID": 16}),
-    ):
-        for name, value in values.items():
-            monkeypatch.setattr(module, name, value)
-    monkeypatch.setitem(pipeline.REFINING, "draft", (3, 2, 2))
+    make_small(monkeypatch)
 
 
 def ears_of(folders: dict[str, Path]) -> WordsEars:

@@ -25,18 +25,17 @@ from models.stable_unclip import StableUnCLIP, load_stable_unclip
 from models.zero123 import load_zero123
 from pipelines.base import Runtime
 from pipelines.media import Image
-from pipelines.xbind import optimisation
 from pipelines.xbind.optimisation import grey_ball
 from pipelines.xbind.rendering import Cameras, Framing, lit, render
 from pipelines.xbind.supervision import Weights
-from pipelines.xbind_published import pipeline, supervision
+from pipelines.xbind_published import supervision
 from pipelines.xbind_published.pipeline import PHASES, PublishedXBind
 from pipelines.xbind_published.supervision import Meant, PublishedSupervision, facing, in_place, normals_shown
 from tests.box_shapes import boxes
 from tests.tiny_models import manager_of
 from tests.tiny_published import WIDTH, write_older_tokenizer
 from tests.tiny_sounds import picture
-from tests.tiny_xbind import xbind_folders
+from tests.tiny_xbind import make_small, xbind_folders
 from tests.weight_folders import resolve
 
 THINGS = ("rain", "a dog", "an engine")
@@ -50,14 +49,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module, values in (
-        (optimisation, {"JUDGED_SIDE": 24, "SHOWN_SIDE": 24}),
-        (supervision, {"SIDE": 16, "LOOKED_AT": 32, "AROUND": 4}),
-        (pipeline, {"SHAPE_STEPS": 2, "DRAWS": 3, "GRID": 16}),
-    ):
-        for name, value in values.items():
-            monkeypatch.setattr(module, name, value)
-    monkeypatch.setitem(pipeline.REFINING, "draft", (3, 2, 2))
+    make_small(monkeypatch)
 
 
 # ---------------------------------------------------------------------------------------------------------- supervision
