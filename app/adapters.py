@@ -14,6 +14,7 @@ from torch import Tensor
 from models.checksums import SUMS
 from models.errors import UserError
 from models.manager import ModelManager
+from models.modules import BUILDING
 from models.nets.brain_decoder import BrainDecoder, load_brain_decoder
 from models.nets.brain_subjects import CONFIG
 from models.working_memory import Work
@@ -73,7 +74,8 @@ def fit_subject(
         runtime.report(Progress(next(numbers), MOST_MESSAGES, message))
 
     with manager.working(Work("adapt-subject"), SEEING):
-        decoder = _decoder_to_change(manager, target)
+        with BUILDING:
+            decoder = _decoder_to_change(manager, target)
         check_new(decoder, subject)  # now, and not when all pictures have been looked at
         recording = read_recording(scans, pictures)
         with runtime.lease(SEEING[0]) as space, runtime.lease(SEEING[1]) as autoencoder:

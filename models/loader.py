@@ -1,7 +1,6 @@
 """The one thread that brings models in, sends them to the host's memory, and gives back what dropped ones took.
 
-Only one load at a time: transformers and diffusers patch torch's global state while they build a model. Public methods
-are called with the lock held; what runs in the thread takes it for itself.
+Only one load at a time. Public methods are called with the lock held; what runs in the thread takes it for itself.
 """
 
 from __future__ import annotations

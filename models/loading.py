@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from models.errors import OutOfMemory, UserError
-from models.modules import modules_of
+from models.modules import BUILDING, modules_of
 from models.precision import Precision
 from models.quantize import apply_precision, load_prepared, save_prepared
 from models.resident import move
@@ -31,6 +31,11 @@ def build(spec: ModelSpec, files: Files, precision: Precision, device: torch.dev
 
     Raises :class:`UserError` for weights that are not numbers, and whatever the model's own loader raises.
     """
+    with BUILDING:
+        return _build(spec, files, precision, device)
+
+
+def _build(spec: ModelSpec, files: Files, precision: Precision, device: torch.device) -> object:
     prepared = _prepared_folder(files.checksum, precision)
     skeleton = spec.skeleton if spec.bytes >= PREPARED_FROM_BYTES and precision in ("int8", "nf4") else None
     if skeleton and prepared.is_dir():

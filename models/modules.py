@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import weakref
 
 from torch import nn
+
+BUILDING = threading.RLock()
+"""Held by whoever makes modules. While transformers, diffusers or accelerate build one they patch ``nn.Module`` and
+torch's initialisers, for every thread: what another makes meanwhile has no numbers."""
 
 
 def modules_of(model: object) -> list[nn.Module]:

@@ -30,7 +30,7 @@ from pipelines.fmri.picture_archives import unpack
 from pipelines.fmri.picture_files import picture_files
 from pipelines.fmri.pipeline import FMRI
 from pipelines.media import Text
-from tests.tiny_models import resident
+from tests.tiny_models import another_being_built, resident
 from tests.watched_pipelines import Flicker
 
 COUNT, VOXELS = 60, 90
@@ -175,6 +175,15 @@ def test_a_stopped_fit_changes_nothing(page: tuple[Studio, NewSubject], given: t
     *_, last = steps
     assert "Stopped; nothing has changed." in last[panel._outcome]
     assert not (studio.settings.output_folder / DECODER).exists()
+
+
+def test_a_fit_has_its_weights_while_another_model_is_built(
+    page: tuple[Studio, NewSubject], given: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(brain_fitting, "MOST_STEPS", 1)
+    with another_being_built(tmp_path):
+        said = outcomes(page[1], [str(given[0])], str(given[1]), "Ann")
+    assert "Ann is known now" in said[-1]
 
 
 @pytest.mark.parametrize(

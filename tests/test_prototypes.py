@@ -30,6 +30,7 @@ from app.controller.rules import Scores, rule_scores
 from models.errors import UserError
 from models.sources import ASSETS, Folder, Source
 from models.text_encoder import TextEncoder, load_text_encoder
+from tests.tiny_models import another_being_built
 from training import prototypes as recipe
 from training.controller import request_of
 from training.instructions.rows import rows
@@ -66,6 +67,13 @@ def test_more_unseen_wordings_are_understood_than_by_rules_alone(encoder: TextEn
         for router in (router_of(encoder), RuleRouter())
     ]
     assert shares[0] > shares[1] + 0.04
+
+
+def test_prototypes_are_whole_where_another_model_is_being_built(encoder: TextEncoder, tmp_path: Path) -> None:
+    request = Request("what does rain sound like?")
+    with another_being_built(tmp_path):
+        read = router_of(encoder).score(request, KNOWN_MEDIA)
+    assert read == router_of(encoder).score(request, KNOWN_MEDIA)
 
 
 def test_rules_decide_what_is_named_and_prototypes_the_rest() -> None:

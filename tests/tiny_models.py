@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from torch import nn
 
 from models.manager import ModelManager
@@ -56,3 +59,21 @@ def wait_until(condition: Callable[[], bool], seconds: float = 10) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never came to that"
         time.sleep(0.005)
+
+
+@contextmanager
+def another_being_built(folder: Path) -> Iterator[None]:
+    """Begin while another thread builds a model as diffusers does, so that no module gets numbers for a while."""
+    begun = threading.Event()
+
+    def load(_: Path) -> Weights:
+        with init_empty_weights():
+            begun.set()
+            time.sleep(0.3)
+        return Weights(1)
+
+    building = threading.Thread(target=use, args=(manager_of(1, spec_of("another", folder, load=load)), "another"))
+    building.start()
+    assert begun.wait(60)
+    yield
+    building.join()

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from app.controller.request import Request
 from app.controller.rules import SURE, Scores, rule_scores
 from models.errors import UserError
+from models.modules import BUILDING
 from models.request_head import RequestHead
 from models.sources import Bundled, Source
 
@@ -134,7 +135,9 @@ class PrototypeRouter:
         return decided(rule_scores(request, media), prototypes.read(features[0]), prototypes.doubted)
 
     def _load(self) -> Prototypes:
-        return load_prototypes(self.source.resolve(lambda fraction, message: None).folder)
+        folder = self.source.resolve(lambda fraction, message: None).folder
+        with BUILDING:
+            return load_prototypes(folder)
 
 
 def _there(request: Request) -> list[float]:

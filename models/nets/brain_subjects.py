@@ -297,8 +297,8 @@ def damaged_config(folder: Path) -> Iterator[None]:
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise no_decoder(folder, f" ({type(error).__name__}: {' '.join(str(error).split())[:200]})") from error
+        raise no_decoder(folder) from error
 
 
-def no_decoder(folder: Path, why: str = "") -> UserError:
-    return UserError(f"The weights in '{folder}' are no brain decoder{why}.", "Choose a folder that was saved as one.")
+def no_decoder(folder: Path) -> UserError:
+    return UserError(f"The weights in '{folder}' are no brain decoder.", "Choose a folder that was saved as one.")

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 
 from models.autoencoder import ImageAutoencoder
 from models.errors import UserError
+from models.modules import BUILDING
 from models.nets.brain_decoder import SEMANTIC, BrainDecoder
 from models.nets.brain_fitting import HELD_BACK, Pairs, by_picture, fit_adapter
 from models.nets.brain_measures import Means, Ridge, chance, measure
@@ -177,7 +178,8 @@ def add_adapter(decoder: BrainDecoder, name: str, recording: Recording, pairs: P
     images = recording.image_ids.unique()
     if len(images) < FEWEST_PAIRS:
         raise UserError(f"{len(images)} pictures are too few to fit an adapter.", f"Use at least {FEWEST_PAIRS}.")
-    decoder.add_subject(name, recording.mask_hash, recording.mean, recording.std)
+    with BUILDING:
+        decoder.add_subject(name, recording.mask_hash, recording.mean, recording.std)
     images = images[torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))]
     split = round(HELD_BACK * len(images))
     held_back, learnt = images[:split], images[split:]
