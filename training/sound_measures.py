@@ -63,21 +63,30 @@ def linear_magnitudes(mels: Tensor, config: MelConfig, updates: int = 50) -> Ten
 def griffin_lim(mels: Tensor, config: MelConfig, iterations: int = 32, momentum: float = 0.99) -> Tensor:
     """Standardised log-mels (B, F, M) -> (B, F * hop) waveforms by the fast variant (Perraudin et al., 2013)."""
     magnitudes = linear_magnitudes(mels.float(), config)
-    window = torch.hann_window(config.fft_size)
-    samples, frames = config.samples(mels.shape[1]), mels.shape[1]
-
-    def voice(phases: Tensor) -> Tensor:
-        return torch.istft(magnitudes * phases, config.fft_size, config.hop, window=window, length=samples)
-
+    frames = mels.shape[1]
     angles = 2 * math.pi * torch.rand(magnitudes.shape, generator=torch.Generator().manual_seed(0))
     phases = torch.polar(torch.ones_like(angles), angles)
     before = torch.zeros_like(phases)
     for _ in range(iterations):
-        rebuilt = spectrum(voice(phases), config.fft_size, config.hop)[..., :frames]
+        rebuilt = spectrum(_voice(magnitudes * phases, config), config.fft_size, config.hop)[..., :frames]
         faster = rebuilt - momentum / (1 + momentum) * before
         phases = faster / faster.abs().clamp(min=1e-16)
         before = rebuilt
-    return voice(phases)
+    return _voice(magnitudes * phases, config)
+
+
+@torch.no_grad()
+def with_phases_of(waveforms: Tensor, mels: Tensor, config: MelConfig) -> Tensor:
+    """What Griffin-Lim would make of (B, F, M) if it knew the phases of (B, F * hop) ``waveforms``: what is still wrong
+    then, the bands do not tell."""
+    phases = spectrum(waveforms, config.fft_size, config.hop)[..., : mels.shape[1]].angle()
+    return _voice(torch.polar(linear_magnitudes(mels.float(), config), phases), config)
+
+
+def _voice(bins: Tensor, config: MelConfig) -> Tensor:
+    """(B, bins, F) -> (B, F * hop)."""
+    window, samples = torch.hann_window(config.fft_size), config.samples(bins.shape[2])
+    return torch.istft(bins, config.fft_size, config.hop, window=window, length=samples)
 
 
 def save_spectrograms(mels: Tensor, config: MelConfig, path: Path, columns: int) -> None:

@@ -20,7 +20,7 @@ from models.nets.vocoder import IstftVocoder, VocoderConfig
 from training.loop import STATE, Metrics, Schedule, optimizer_groups, shuffled_batches, train
 from training.pictures import data_folder
 from training.publish import write_sums
-from training.sound_measures import griffin_lim, mel_error, save_spectrograms, stft_distance
+from training.sound_measures import griffin_lim, mel_error, save_spectrograms, stft_distance, with_phases_of
 from training.sounds import Sounds, augment, load_sounds, sound_arguments, weights_name
 
 SEED, BATCH, STEPS = 43, 16, 6000
@@ -43,13 +43,14 @@ def held_out_waveforms(sounds: Sounds) -> Tensor:
     return torch.cat([sounds.waveforms(items[:: max(1, len(items) // 24)][:24]) for items in parts])
 
 
-def griffin_lim_metrics(waveforms: Tensor) -> Metrics:
-    """What the trained vocoder has to beat, on the same clips."""
+def rival_metrics(waveforms: Tensor) -> Metrics:
+    """On the same clips: Griffin-Lim, which the trained vocoder has to beat, and the same bands with the true phases."""
     mels = log_mel(waveforms, LITE_MEL)
     made = griffin_lim(mels, LITE_MEL, ITERATIONS)
     return {
         "griffin_lim_distance": stft_distance(made, waveforms).mean(),
         "griffin_lim_error_db": mel_error(log_mel(made, LITE_MEL), mels, LITE_MEL).mean(),
+        "true_phases_distance": stft_distance(with_phases_of(waveforms, mels, LITE_MEL), waveforms).mean(),
     }
 
 
@@ -71,7 +72,7 @@ def main() -> None:
     sounds = load_sounds(data_folder(arguments.data))
     items = sounds.select("train", permissive_only=arguments.permissive_only)
     held_out = held_out_waveforms(sounds)
-    rival = griffin_lim_metrics(held_out)
+    rival = rival_metrics(held_out)
     name = weights_name("vocoder", arguments.permissive_only)
     torch.manual_seed(SEED)
     model = IstftVocoder(CONFIG, LITE_MEL)
