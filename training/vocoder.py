@@ -44,7 +44,7 @@ def held_out_waveforms(sounds: Sounds) -> Tensor:
 
 
 def rival_metrics(waveforms: Tensor) -> Metrics:
-    """On the same clips: Griffin-Lim, which the trained vocoder has to beat, and the same bands with the true phases."""
+    """On the same clips: Griffin-Lim, which the trained vocoder has to beat, and its bands with the true phases."""
     mels = log_mel(waveforms, LITE_MEL)
     made = griffin_lim(mels, LITE_MEL, ITERATIONS)
     return {
