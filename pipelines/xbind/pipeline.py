@@ -91,7 +91,7 @@ class XBind(Pipeline):
     title = "3-D object from anything"
     summary = (
         "Type what to make, show it, play its sound, attach a brain scan, or words with one of these. You can turn it "
-        "in seconds; it is like a picture, not a copy of it."
+        "in seconds; it is like a picture, not a copy of it, and a thing never taught comes out as what is nearest."
     )
     routes = tuple(
         Route(inputs, "mesh")
