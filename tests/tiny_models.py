@@ -75,5 +75,7 @@ def another_being_built(folder: Path) -> Iterator[None]:
     building = threading.Thread(target=use, args=(manager_of(1, spec_of("another", folder, load=load)), "another"))
     building.start()
     assert begun.wait(60)
-    yield
-    building.join()
+    try:
+        yield
+    finally:
+        building.join()
