@@ -1,9 +1,9 @@
 """Sound generators, AudioLDM-style (arXiv 2301.12503): latent diffusion whose whole condition is one unit vector.
 
-At both sizes the network is diffusers' UNet2DConditionModel: the vector goes through one linear layer and is joined to
-the embedding of the time step, without cross-attention. Published AudioLDM predicts noise and was trained with CLAP
-vectors of sounds; ours predicts velocity, with a cosine schedule that ends in pure noise. Latents are those of
-``models.nets.audio_autoencoder``.
+At both sizes the network is diffusers' UNet2DConditionModel: the vector goes through one linear layer (through two in
+our CLIPSonic) and is joined to the embedding of the time step, without cross-attention. Published AudioLDM predicts
+noise and was trained with CLAP vectors of sounds; ours predicts velocity, with a cosine schedule that ends in pure
+noise. Latents are those of ``models.nets.audio_autoencoder``.
 
 Shapes: B sounds, D dimensions of a condition, C channels, f latent frames (time), m latent bands.
 """
@@ -171,7 +171,8 @@ def load_sound_generator(folder: Path, null_condition: Tensor | None = None) -> 
 
 def _load_unet(folder: Path, published: bool) -> UNet2DConditionModel:
     config = read_config(folder / "config.json")
-    conditioned = config.get("class_embed_type") == "simple_projection" and config.get("class_embeddings_concat")
+    layers = config.get("class_embed_type") in ("simple_projection", "projection")
+    conditioned = layers and config.get("class_embeddings_concat")
     if config.get("_class_name") != "UNet2DConditionModel" or not conditioned:
         raise UserError(
             f"The weights in '{folder}' are no sound generator.",

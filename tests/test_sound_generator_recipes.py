@@ -243,6 +243,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setattr(module, "STATE", tmp_path / "state")
     for recipe in (sound_generator, picture_sound):
         monkeypatch.setattr(recipe, "BATCH", 4)
+    monkeypatch.setattr(picture_sound, "REGRESSION_STEPS", 20)
     sizes = {"block_out_channels": (8, 8, 8), "cross_attention_dim": (8, 8, 8), "norm_num_groups": 4}
     monkeypatch.setattr(sound_diffusion, "CONFIG", {**CONFIG, **sizes, "attention_head_dim": 1})
     monkeypatch.setattr(sound_diffusion, "STEPS", 2)
@@ -268,39 +269,42 @@ def test_both_recipes_write_generators_one_from_the_other(workplace: Path, monke
     run(monkeypatch, picture_sound.main, "--steps", "0")
     assert (weights / "clipsonic-lite" / "SHA256SUMS").exists()
     second = load_sound_generator(weights / "clipsonic-lite").state_dict()
-    changed = {name for name, value in first.state_dict().items() if not torch.equal(value, second[name])}
-    assert changed == {"unet.class_embedding.weight", "unet.class_embedding.bias", "null_condition"}
+    kept = {name: value for name, value in first.state_dict().items() if name in second and name != "null_condition"}
+    assert first.state_dict().keys() - kept == {f"unet.class_embedding.{part}" for part in ("weight", "bias")} | {
+        "null_condition"
+    }
+    assert all(torch.equal(value, second[name]) for name, value in kept.items())
 
 
 def test_a_generator_that_reads_pictures_as_sounds_makes_what_it_made_of_the_sounds() -> None:
-    first, second = tiny(), tiny()
-    second.load_state_dict(first.state_dict())
+    first = tiny()
     generator = torch.Generator().manual_seed(0)
     seen = torch.nn.functional.normalize(torch.randn(4000, 12, generator=generator), dim=1)
     turned, _ = torch.linalg.qr(torch.randn(12, 12, generator=generator))
     heard = seen @ turned
-    read_pictures_as_sounds(second, seen, heard)
+    second = read_pictures_as_sounds(first, seen, heard)
     noisy, times = torch.randn(3, 4, 16, 8), torch.tensor([10, 500, 990])
     with torch.no_grad():
         expected, found = first(noisy, times, heard[:3]), second(noisy, times, seen[:3])
         other, free = second(noisy, times, seen[3:6]), first(noisy, times, first.null_condition.expand(3, -1))
-        torch.testing.assert_close(second(noisy, times, second.null_condition.expand(3, -1)), free, atol=1e-3, rtol=0)
-    assert (found - expected).abs().max() < 0.1 * (other - expected).abs().max()
+        found_free = second(noisy, times, second.null_condition.expand(3, -1))
+    assert (found - expected).abs().max() < 0.2 * (other - expected).abs().max()
+    assert (found_free - free).abs().max() < 0.1 * (other - free).abs().max()
 
 
-def test_what_pictures_say_nothing_of_makes_no_long_vector() -> None:
-    """Pictures of a few kinds: the map from them is nearly singular, and the layer is rounded when it is kept."""
+def test_the_less_a_picture_says_the_nearer_its_condition_is_to_the_mean_of_all() -> None:
+    """Pictures of two kinds: with the first goes one sound, with the second any."""
     model = tiny()
     generator = torch.Generator().manual_seed(0)
-    kinds = torch.nn.functional.normalize(torch.randn(4, 12, generator=generator), dim=1)
-    seen = kinds.repeat(500, 1) + 0.01 * torch.randn(2000, 12, generator=generator)
-    heard = torch.nn.functional.normalize(torch.randn(4, 12, generator=generator), dim=1).repeat(500, 1)
+    kinds = torch.nn.functional.normalize(torch.randn(2, 12, generator=generator), dim=1)
+    sounds = torch.nn.functional.normalize(torch.randn(1000, 12, generator=generator), dim=1)
+    heard = torch.cat([sounds[:1].expand(1000, -1), sounds])
+    reads = read_pictures_as_sounds(model, kinds.repeat_interleave(1000, 0), heard).unet.class_embedding
     with torch.no_grad():
-        before = model.unet.class_embedding(model.null_condition)
-        read_pictures_as_sounds(model, torch.nn.functional.normalize(seen, dim=1), heard)
-        after = model.unet.class_embedding(model.null_condition)
-    assert model.null_condition.norm() < 10
-    assert (after - before).norm() < before.norm() + heard.norm(dim=1).mean()
+        (sure, unsure), layer = reads(kinds), model.unet.class_embedding
+        wanted, silent = layer(sounds[0]), layer(sounds.mean(0))
+    assert (sure - wanted).norm() < 0.2 * (wanted - silent).norm()
+    assert (unsure - silent).norm() < 0.2 * (wanted - silent).norm()
 
 
 def test_both_recipes_go_on_from_earlier_weights_with_all_layers(

@@ -2,11 +2,11 @@
 
     python -m training.picture_sound --data FOLDER [--batch B] [--steps N] [--continue-from FOLDER]
 
-The network begins as ``sound-generator-lite``, whose condition is the vector of a sound; the layer that takes it is
-multiplied with the linear map that leads pictures' vectors to those of their sounds best, unless the run goes on from
-weights that know pictures. The condition of a clip is the vector of a random picture that shows what sounds, and no
-text is ever seen (arXiv 2306.09635). Two clips are mixed only together with their pictures' vectors. Needs
-``audio-autoencoder-lite``, ``picture-text-lite``, and ``sound-text-lite``.
+The network begins as ``sound-generator-lite``, whose condition is the vector of a sound; before the layer that takes it
+comes a regression from pictures' vectors to those of their sounds, unless the run goes on from weights that know
+pictures. The condition of a clip is the vector of a random picture that shows what sounds, and no text is ever seen
+(arXiv 2306.09635). Two clips are mixed only together with their pictures' vectors. Needs ``audio-autoencoder-lite``,
+``picture-text-lite``, and ``sound-text-lite``.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from torch import Tensor
+from diffusers import UNet2DConditionModel
+from diffusers.models.embeddings import TimestepEmbedding
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.picture_text import PictureText, load_picture_text
@@ -35,14 +38,15 @@ from training.sound_diffusion import (
     diffusion_loss,
     mix,
     shifted,
+    soften,
     train_generator,
 )
 from training.sounds import Sound, Sounds, load_sounds, sound_arguments, weights_name
 from training.tables import add_continue_from
 
 SEED, BATCH, STEPS = 59, 64, 3600
-PAIRED, RIDGE = 4, 10.0  # pictures of each clip for the map from pictures to sounds, and its penalty
-SINGULAR = 0.05  # of the largest singular value: what is below counts as none
+PAIRED = 16  # pictures of each clip for the regression from pictures to sounds
+REGRESSION_STEPS, REGRESSION_BATCH, REGRESSION_RATE, REGRESSION_DECAY = 3000, 256, 2e-3, 0.5
 MIXED = 0.2
 MAPPING = "sounds_mapping.json"
 SPEECH = "speech"  # a voice that names its stamp: not what the stamp sounds like
@@ -140,24 +144,47 @@ def paired(sounds: Sounds, items: list[Sound], links: Links, listener: Listener)
     return seen.to(heard), heard.repeat(PAIRED, 1)
 
 
-@torch.no_grad()
-def read_pictures_as_sounds(model: SoundGenerator, seen: Tensor, heard: Tensor) -> None:
-    """Make the layer that takes vectors like ``heard`` (N, D) take their pictures' ``seen`` (N, D), by ridge regression
-    and at the length that it knows.
+def read_pictures_as_sounds(model: SoundGenerator, seen: Tensor, heard: Tensor) -> SoundGenerator:
+    """``model``, but conditioned on pictures: two layers instead of one take vectors like ``seen`` (N, D) for the mean
+    of what ``model`` knows as ``heard`` (N, D), so the shorter, the less a picture says.
 
-    Its null condition means about what it did. To the point would need a vector so long that rounding the layer would
-    spoil it, since pictures say nothing of some of what there is to hear.
+    That is V2A-Mapper's regression, learned from softened pictures. The null condition is learned beside it, to mean
+    what it did.
     """
-    layer: torch.nn.Linear = model.unet.class_embedding
-    inputs = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-    gram = inputs.T @ inputs + RIDGE * torch.eye(inputs.shape[1], device=inputs.device)
-    solved = torch.linalg.solve(gram, inputs.T @ heard)
-    solved /= (inputs @ solved).norm(dim=1).mean()
-    null, weight = layer(model.null_condition), layer.weight @ solved[:-1].T
-    bias = layer.bias + layer.weight @ solved[-1]
-    model.null_condition.copy_(torch.linalg.pinv(weight, rtol=SINGULAR) @ (null - bias))
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
+    torch.manual_seed(SEED)
+    layer: nn.Linear = model.unet.class_embedding
+    unet = UNet2DConditionModel.from_config({**model.unet.config, "class_embed_type": "projection"}).to(seen.device)
+    kept = {name: value for name, value in model.unet.state_dict().items() if not name.startswith("class_embedding.")}
+    unet.load_state_dict(kept, strict=False)
+    made = SoundGenerator(unet, model.scheduler, model.null_condition, model.window, model.bands).to(seen.device)
+    layers: TimestepEmbedding = unet.class_embedding
+    second = nn.Linear(layers.linear_2.in_features, layer.in_features, device=seen.device)
+    _regress(nn.Sequential(layers.linear_1, layers.act, second), made.null_condition, seen, heard)
+    with torch.no_grad():
+        layers.linear_2.weight.copy_(layer.weight @ second.weight)
+        layers.linear_2.bias.copy_(layer.weight @ second.bias + layer.bias)
+    return made
+
+
+def _regress(layers: nn.Sequential, null: nn.Parameter, seen: Tensor, heard: Tensor) -> None:
+    """Teach ``layers`` what is ``heard`` (N, D) with ``seen`` (N, D), and find the ``null`` (D,) that they take for the
+    one that was given."""
+    known = null.detach().clone()
+    scale = seen.shape[1] ** 0.5  # gives the components of unit vectors about unit deviation
+    optimizer = torch.optim.AdamW([*layers.parameters(), null], weight_decay=REGRESSION_DECAY)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, REGRESSION_RATE, total_steps=REGRESSION_STEPS)
+    for _ in range(REGRESSION_STEPS):
+        rows = torch.randint(len(seen), (REGRESSION_BATCH,))
+        given, wanted = torch.cat([soften(seen[rows]), null[None]]), torch.cat([heard[rows], known[None]])
+        errors = (layers(scale * given) - scale * wanted).square().mean(1)
+        optimizer.zero_grad()
+        (errors[:-1].mean() + errors[-1]).backward()
+        optimizer.step()
+        schedule.step()
+    with torch.no_grad():
+        cast(nn.Linear, layers[0]).weight.mul_(scale)
+        for parameter in layers[-1].parameters():
+            parameter.div_(scale)
 
 
 def main() -> None:
@@ -172,7 +199,7 @@ def main() -> None:
     of_sounds = WEIGHTS / f"{weights_name('sound-generator', arguments.permissive_only)}-lite"
     model = load_sound_generator(arguments.continue_from or of_sounds).to(DEVICE)
     if not arguments.continue_from:
-        read_pictures_as_sounds(model, *paired(linked, items, links, listener))
+        model = read_pictures_as_sounds(model, *paired(linked, items, links, listener))
 
     def loss_of(indices: np.ndarray, step: int) -> tuple[Tensor, Metrics]:
         rng = np.random.default_rng((SEED, step))

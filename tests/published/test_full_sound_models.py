@@ -230,7 +230,7 @@ def test_a_picture_sounds_once_the_licences_are_accepted() -> None:
         accept_licence(full()[key])
     made = [produced(manager, V2AMapper(), picture(0), steps=1, mapper=way)[0] for way in ("generative", "regression")]
     assert all(one.samples.shape == (1, SAMPLE_RATE // 2) and np.isfinite(one.samples).all() for one in made)
-    assert np.abs(made[0].samples - made[1].samples).max() > 1e-3
+    assert np.abs(made[0].samples - made[1].samples).max() > 1e-5
     used = {"picture-text", "v2a-mapper", "v2a-regression", "sound-generator", "audio-autoencoder", "vocoder"}
     assert set(resident(manager)) == used
 

@@ -304,7 +304,11 @@ def test_variations_are_the_objects_of_the_next_seeds(manager: ModelManager) -> 
     alone = [meshes(manager, Text("rain"), seed=seed)[0] for seed in (7, 8, 9)]
     for index, (one, other) in enumerate(zip(several, alone, strict=True)):
         assert one.provenance is not None and one.provenance.index == index and one.faces.shape == other.faces.shape
-        np.testing.assert_allclose(one.vertices, other.vertices, atol=1e-3)
+        # As sets: where a surface all but touches a corner of the grid, order and place are chance.
+        distances = torch.cdist(torch.tensor(one.vertices), torch.tensor(other.vertices))
+        assert distances.min(0).values.mean() < 1e-3 and distances.min(1).values.mean() < 1e-3
+    apart = torch.cdist(torch.tensor(alone[0].vertices), torch.tensor(alone[1].vertices))
+    assert apart.min(1).values.mean() > 2e-3
 
 
 def test_progress_counts_evaluations_and_shows_what_comes(manager: ModelManager) -> None:
